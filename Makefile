@@ -1,0 +1,67 @@
+# Needs only python3 (3.11 or newer) and make: everything else goes into .venv.
+# No torch is installed before a target needs it; `make demo` does not.
+
+PYTHON ?= python3
+VENV   := .venv
+BIN    := $(VENV)/bin
+PIP    := $(BIN)/python -m pip install -qq --disable-pip-version-check -c constraints.txt
+BASE   := $(VENV)/.installed-base
+DEV    := $(VENV)/.installed-dev
+
+.DEFAULT_GOAL := help
+.PHONY: help venv demo test lint format models demo-model bench table clean distclean
+
+help:  ## list the targets
+	@sed -n 's/^\([a-z-]*\):[^#]*## \(.*\)/  make \1|\2/p' Makefile | column -t -s '|' 2>/dev/null \
+	  || sed -n 's/^\([a-z-]*\):[^#]*## \(.*\)/  make \1: \2/p' Makefile
+
+$(BIN)/python:
+	@echo "[venv] creating $(VENV) with $$($(PYTHON) --version)"
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "tpcore needs Python 3.11 or newer. Choose one with make PYTHON=python3.11.")'
+	@$(PYTHON) -m venv $(VENV)
+
+$(BASE): pyproject.toml constraints.txt | $(BIN)/python
+	@echo "[venv] installing tpcore, onnxruntime and MPI into $(VENV) (340 MB, no torch)"
+	@$(PIP) -e .
+	@: > $@
+
+$(DEV): $(BASE)
+	@echo "[venv] adding the development tools: torch, transformers, pytest, mypy, ruff (takes minutes)"
+	@$(PIP) -e '.[dev]'
+	@: > $@
+
+venv: $(DEV)  ## make .venv with everything for development
+
+demo: $(BASE)  ## split a small Llama, run it, compare it with the unsplit model
+	@$(BIN)/tpcore demo
+
+test: $(DEV) lint  ## lint, types and all tests
+	@$(BIN)/python -m pytest
+
+lint: $(DEV)  ## ruff check, ruff format --check, mypy --strict
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+	@$(BIN)/mypy
+
+format: $(DEV)  ## apply ruff's fixes and format
+	@$(BIN)/ruff check --fix .
+	@$(BIN)/ruff format .
+
+models: $(DEV)  ## export the test models into the cache (the tests do it by themselves)
+	@$(BIN)/python -m tests.models
+
+demo-model: $(DEV)  ## export tpcore/assets/demo-llama again
+	@$(BIN)/python -m tests.export_models demo tpcore/assets/demo-llama
+
+bench: $(DEV)  ## run the benchmarks
+	@$(BIN)/python -m bench.run
+
+table: $(DEV)  ## print models × tp: equal, largest difference, split fraction, collectives
+	@$(BIN)/python -m bench.table
+
+clean:  ## remove caches, exported test models and build products
+	@rm -rf .cache .mypy_cache .pytest_cache .ruff_cache .hypothesis build dist *.egg-info
+	@find graph backends tpcore tests -name __pycache__ -type d -prune -exec rm -rf {} +
+
+distclean: clean  ## clean, and remove .venv as well
+	@rm -rf $(VENV)

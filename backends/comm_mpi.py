@@ -1,0 +1,236 @@
+"""Exchanges between MPI ranks. The one file that imports mpi4py, and only when a job has ranks.
+
+Everything travels as bytes, so any dtype passes; sums are formed here, in rank order, and never by
+the MPI library: the same bits on every rank, in every run and with every MPI. Big messages are cut
+into rounds of `CHUNK_BYTES`, above which MPI's shared-memory path falls off the caches.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Sequence
+from functools import lru_cache
+from typing import TYPE_CHECKING, Any
+
+import ml_dtypes
+import numpy as np
+
+from graph.dialect import (
+    REDUCTIONS,
+    AllGather,
+    AllReduce,
+    AllToAll,
+    Broadcast,
+    Collective,
+    ReduceScatter,
+    reduce_in_rank_order,
+)
+
+if TYPE_CHECKING:
+    from mpi4py import MPI
+
+CHUNK_BYTES = 1 << 20
+"""Bytes of operand exchanged per round."""
+SMALL_BYTES = 16 << 10
+"""Up to this size an AllReduce is one Allgather and a local sum: fewer calls, more bytes."""
+
+_NARROW = (np.dtype(np.float16), np.dtype(ml_dtypes.bfloat16))
+
+
+class MpiCommunicator:
+    """The ranks of MPI's COMM_WORLD."""
+
+    def __init__(self) -> None:
+        from mpi4py import MPI
+
+        self._comm: MPI.Intracomm = MPI.COMM_WORLD
+        self._byte = MPI.BYTE
+        self.rank = self._comm.Get_rank()
+        self.size = self._comm.Get_size()
+        self._scratch: dict[str, np.ndarray] = {}
+
+    def run(self, op: Collective, operand: np.ndarray) -> np.ndarray:
+        """Run one collective on a contiguous operand, which may serve as the buffer."""
+        if self.size == 1:
+            return operand
+        return _METHODS[type(op)](self, op, operand)
+
+    def exchange(self, message: bytes) -> list[bytes]:
+        """Every rank's message, in rank order."""
+        if self.size == 1:
+            return [message]
+        lengths = np.empty(self.size, np.int64)
+        self._comm.Allgather(np.array([len(message)], np.int64), lengths)
+        received = np.empty(int(lengths.sum()), np.uint8)
+        mine = np.frombuffer(message, np.uint8)
+        self._comm.Allgatherv([mine, self._byte], [received, lengths.tolist(), self._byte])
+        ends = np.cumsum(lengths).tolist()
+        return [received[end - n : end].tobytes() for end, n in zip(ends, lengths.tolist())]
+
+    def abort(self, status: int) -> None:
+        """End every rank of the job."""
+        sys.stdout.flush()
+        sys.stderr.flush()
+        self._comm.Abort(status)
+
+    def all_reduce(self, op: AllReduce, operand: np.ndarray) -> np.ndarray:
+        """Reduce in place: gather small operands, else alltoall, sum and allgather per chunk."""
+        flat = operand.reshape(-1)
+        if operand.nbytes <= SMALL_BYTES:
+            parts = self._buffer("gathered", self.size * flat.size, flat.dtype)
+            self._comm.Allgather([_bytes(flat), self._byte], [_bytes(parts), self._byte])
+            _reduce_into(flat, parts.reshape(self.size, -1), op.reduce)
+            return operand
+        step = CHUNK_BYTES // flat.dtype.itemsize
+        for start in range(0, flat.size, step):
+            self._reduce_chunk(op, flat[start : start + step])
+        return operand
+
+    def _reduce_chunk(self, op: AllReduce, chunk: np.ndarray) -> None:
+        item = chunk.dtype.itemsize
+        counts, starts = _even_parts(chunk.size, self.size, item)
+        mine = counts[self.rank]
+        parts = self._buffer("parts", self.size * mine // item, chunk.dtype)
+        self._comm.Alltoallv(
+            [_bytes(chunk), counts, starts, self._byte],
+            [_bytes(parts), [mine] * self.size, None, self._byte],
+        )
+        total = self._buffer("total", mine // item, chunk.dtype)
+        _reduce_into(total, parts.reshape(self.size, -1), op.reduce)
+        self._comm.Allgatherv(
+            [_bytes(total), mine, self._byte], [_bytes(chunk), counts, starts, self._byte]
+        )
+
+    def all_gather(self, op: AllGather, operand: np.ndarray) -> np.ndarray:
+        """Gather the parts and put each into its place, or straight into place where they lie so."""
+        whole = op.result_shape(operand.shape, self.rank)
+        shapes = [op.operand_shape(whole, rank) for rank in range(self.size)]
+        parts = self._gather_parts(operand, shapes)
+        if _in_order(op, whole):
+            return parts.reshape(whole)
+        return op.assemble(_cut(parts, shapes))
+
+    def _gather_parts(self, operand: np.ndarray, shapes: Sequence[tuple[int, ...]]) -> np.ndarray:
+        """The operands of all ranks, one after the other."""
+        sizes = [int(np.prod(shape)) * operand.dtype.itemsize for shape in shapes]
+        starts = _starts(sizes)
+        received = np.empty(sum(sizes) // operand.dtype.itemsize, operand.dtype)
+        target, mine = _bytes(received), _bytes(operand.reshape(-1))
+        for begin in range(0, max(sizes), CHUNK_BYTES):
+            counts = [min(max(size - begin, 0), CHUNK_BYTES) for size in sizes]
+            offsets = [start + min(begin, size) for start, size in zip(starts, sizes)]
+            piece = mine[begin : begin + CHUNK_BYTES]
+            self._comm.Allgatherv([piece, self._byte], [target, counts, offsets, self._byte])
+        return received
+
+    def reduce_scatter(self, op: ReduceScatter, operand: np.ndarray) -> np.ndarray:
+        """Send every rank its piece, then reduce the pieces that arrived."""
+        pieces = [op.piece(operand, rank) for rank in range(self.size)]
+        mine = pieces[self.rank].shape
+        parts = self._all_to_all(pieces, [[piece.size for piece in pieces]] * self.size)
+        result = np.empty(mine, operand.dtype)
+        _reduce_into(result.reshape(-1), parts.reshape(self.size, -1), op.reduce)
+        return result
+
+    def all_to_all(self, op: AllToAll, operand: np.ndarray) -> np.ndarray:
+        """Send every rank its piece, then put the pieces that arrived into their places."""
+        ranks = range(self.size)
+        shapes = [[op.piece_shape(operand.shape, s, t) for t in ranks] for s in ranks]
+        sizes = [[int(np.prod(shape)) for shape in row] for row in shapes]
+        pieces = [op.piece(operand, target) for target in ranks]
+        arrived = self._all_to_all(pieces, sizes)
+        return op.assemble(_cut(arrived, [row[self.rank] for row in shapes]), self.rank)
+
+    def _all_to_all(
+        self, pieces: Sequence[np.ndarray], sizes: Sequence[Sequence[int]]
+    ) -> np.ndarray:
+        """What the others sent this rank; sizes[source][target] counts elements."""
+        dtype = pieces[0].dtype
+        item, limit = dtype.itemsize, max(CHUNK_BYTES // self.size, 1)
+        send = _bytes(np.concatenate([piece.reshape(-1) for piece in pieces]))
+        outgoing = [size * item for size in sizes[self.rank]]
+        incoming = [row[self.rank] * item for row in sizes]
+        received = np.empty(sum(incoming) // item, dtype)
+        longest = max(size * item for row in sizes for size in row)
+        for begin in range(0, longest, limit):
+            self._comm.Alltoallv(
+                [send, *_window(outgoing, begin, limit), self._byte],
+                [_bytes(received), *_window(incoming, begin, limit), self._byte],
+            )
+        return received
+
+    def broadcast(self, op: Broadcast, operand: np.ndarray) -> np.ndarray:
+        """Receive the root's value in place."""
+        data = _bytes(operand.reshape(-1))
+        for start in range(0, data.size, CHUNK_BYTES):
+            self._comm.Bcast([data[start : start + CHUNK_BYTES], self._byte], root=op.root)
+        return operand
+
+    def _buffer(self, use: str, size: int, dtype: np.dtype[Any]) -> np.ndarray:
+        """A buffer of `size` elements that is reused; it grows to a chunk per rank at most."""
+        needed = size * dtype.itemsize
+        held = self._scratch.get(use)
+        if held is None or held.size < needed:
+            held = self._scratch[use] = np.empty(needed, np.uint8)
+        return held[:needed].view(dtype)
+
+
+_METHODS: dict[type[Any], Callable[[MpiCommunicator, Any, np.ndarray], np.ndarray]] = {
+    AllReduce: MpiCommunicator.all_reduce,
+    AllGather: MpiCommunicator.all_gather,
+    ReduceScatter: MpiCommunicator.reduce_scatter,
+    AllToAll: MpiCommunicator.all_to_all,
+    Broadcast: MpiCommunicator.broadcast,
+}
+
+
+def _bytes(flat: np.ndarray) -> np.ndarray:
+    """A flat contiguous array as bytes: MPI knows no bfloat16, and numpy's buffers neither."""
+    return flat.view(np.uint8)
+
+
+def _reduce_into(total: np.ndarray, parts: np.ndarray, reduce: str) -> None:
+    """Reduce the rows of `parts` in rank order, with the dialect's meaning, into `total`."""
+    if parts.dtype in _NARROW:
+        total[...] = reduce_in_rank_order(list(parts), reduce)
+        return
+    function = REDUCTIONS[reduce]
+    function(parts[0], parts[1], out=total)
+    for part in parts[2:]:
+        function(total, part, out=total)
+
+
+@lru_cache(maxsize=256)
+def _even_parts(size: int, ranks: int, item: int) -> tuple[list[int], list[int]]:
+    """Bytes and byte offsets of `ranks` nearly even parts of `size` elements."""
+    base, extra = divmod(size, ranks)
+    counts = [(base + (rank < extra)) * item for rank in range(ranks)]
+    return counts, _starts(counts)
+
+
+def _starts(sizes: Sequence[int]) -> list[int]:
+    return [0, *np.cumsum(sizes).tolist()[:-1]]
+
+
+def _window(sizes: Sequence[int], begin: int, limit: int) -> tuple[list[int], list[int]]:
+    """Of blocks that lie one after the other: counts and offsets of bytes begin..begin+limit."""
+    counts = [min(max(size - begin, 0), limit) for size in sizes]
+    offsets = [start + min(begin, size) for start, size in zip(_starts(sizes), sizes)]
+    return counts, offsets
+
+
+def _cut(flat: np.ndarray, shapes: Sequence[tuple[int, ...]]) -> list[np.ndarray]:
+    """The arrays that lie one after the other in `flat`."""
+    sizes = [int(np.prod(shape)) for shape in shapes]
+    return [
+        flat[start : start + size].reshape(shape)
+        for start, size, shape in zip(_starts(sizes), sizes, shapes)
+    ]
+
+
+def _in_order(op: AllGather, whole: tuple[int, ...]) -> bool:
+    """Whether the parts, one after the other, already are the whole tensor."""
+    if len(op.dims) != 1 or not op.layouts[0].disjoint or np.prod(whole[: op.dims[0]]) > 1:
+        return False
+    ranges = [held for rank in op.layouts[0].ranges for held in rank]
+    return ranges == sorted(ranges)

@@ -1,0 +1,327 @@
+"""Cut one rank's graph at its collectives.
+
+A program is a list of steps in the order in which every rank runs them: segments (plain ONNX models)
+and exchanges (one collective each), by rising tag.
+
+Invariants:
+- exchange i of every rank is the same collective: order is tag order, never the order of the nodes;
+- a node stands in the earliest segment that has its operands, so it waits for no collective it does
+  not need; a `Constant` stands in every segment that uses it, where it can be folded;
+- no segment has an input as its output: every output is a buffer of the executor's own;
+- a value is dropped after the last step that reads it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+
+import onnx_ir as ir
+
+from graph.dialect import DOMAIN, Collective, is_collective, parse_node, tag_of
+from graph.errors import GraphError
+
+MAX_IR_VERSION = 13
+"""The newest IR version that onnxruntime 1.31 and 1.32 load."""
+
+
+@dataclass(frozen=True)
+class Segment:
+    """A plain ONNX model between two collectives."""
+
+    model: ir.Model
+    inputs: tuple[str, ...]
+    """Values it reads: graph inputs, results of collectives, outputs of earlier segments."""
+    outputs: tuple[str, ...]
+    """Values that later steps or the caller read."""
+    drop: tuple[str, ...] = ()
+    """Values that no later step reads."""
+
+
+@dataclass(frozen=True)
+class Exchange:
+    """One collective."""
+
+    op: Collective
+    tag: int
+    node: str
+    """Name of the node, for messages."""
+    dtype: str
+    """Element type of the operand, for messages and for the comparison between ranks."""
+    operand: str
+    result: str
+    keep: bool
+    """Whether somebody else still needs the operand, so that it must not serve as the buffer."""
+    drop: tuple[str, ...] = ()
+    """Values that no later step reads."""
+
+
+Step = Segment | Exchange
+
+
+@dataclass(frozen=True)
+class Program:
+    """One rank's graph, cut."""
+
+    steps: tuple[Step, ...]
+    inputs: tuple[ir.Value, ...]
+    outputs: tuple[str, ...]
+    constants: dict[str, ir.TensorProtocol]
+    """Initializers that are a collective's operand or an output of the graph, by name."""
+
+    @property
+    def exchanges(self) -> tuple[Exchange, ...]:
+        """The collectives in the order in which they run."""
+        return tuple(step for step in self.steps if isinstance(step, Exchange))
+
+
+def collectives_of(model: ir.Model) -> list[ir.Node]:
+    """The collective nodes of a rank graph by rising tag.
+
+    Raises:
+        GraphError: two collectives share a tag, or one stands inside a subgraph.
+    """
+    nodes = sorted((n for n in model.graph if is_collective(n)), key=tag_of)
+    for before, after in zip(nodes, nodes[1:]):
+        if tag_of(before) == tag_of(after):
+            raise GraphError(
+                f"collectives '{before.name}' and '{after.name}' both have tag {tag_of(after)}. "
+                "Tags number the collectives of a graph. Write the bundle again."
+            )
+    for node in model.graph:
+        for inner in _nodes_inside(node):
+            if is_collective(inner):
+                raise GraphError(
+                    f"collective '{inner.name}' stands inside a subgraph of node '{node.name}' "
+                    f"({node.op_type}). Ranks could disagree on whether it runs. Move it out."
+                )
+    return nodes
+
+
+def cut(model: ir.Model, *, expose_all: bool = False) -> Program:
+    """Cut a rank graph into segments and exchanges; with `expose_all` every value is an output.
+
+    Raises:
+        GraphError: tags contradict the data flow, or a value between segments has no type.
+    """
+    return _Cutter(model, expose_all).program()
+
+
+@dataclass
+class _Cutter:
+    """The state of one cut."""
+
+    model: ir.Model
+    expose_all: bool
+    level: dict[ir.Value, int] = field(default_factory=dict)
+    """Per value the number of collectives that must have run before it exists."""
+
+    def program(self) -> Program:
+        collectives = collectives_of(self.model)
+        groups = self._levels(collectives)
+        constants = self._constants(collectives)
+        needed = self._needed(collectives, groups)
+        steps: list[Step] = []
+        for position, nodes in enumerate(groups):
+            if position:
+                steps.append(_exchange(collectives[position - 1]))
+            if nodes:
+                steps.append(self._segment(position, nodes, needed))
+        outputs = tuple(_name(value) for value in self.model.graph.outputs)
+        inputs = tuple(self.model.graph.inputs)
+        owned = {*(_name(value) for value in inputs), *constants}
+        steps = _with_liveness(steps, outputs, owned, set(constants), self.expose_all)
+        return Program(tuple(steps), inputs, outputs, constants)
+
+    def _levels(self, collectives: Sequence[ir.Node]) -> list[list[ir.Node]]:
+        """The plain nodes per number of collectives they wait for."""
+        position = {node: index for index, node in enumerate(collectives)}
+        groups: list[list[ir.Node]] = [[] for _ in range(len(collectives) + 1)]
+        for node in self.model.graph:
+            level = max((self.level.get(value, 0) for value in operands(node)), default=0)
+            if node in position:
+                _check_order(node, position[node], level, collectives)
+                level = position[node] + 1
+            elif not _is_constant(node):
+                groups[level].append(node)
+            for output in node.outputs:
+                self.level[output] = level
+        return groups
+
+    def _constants(self, collectives: Sequence[ir.Node]) -> dict[str, ir.TensorProtocol]:
+        """Contents of initializers and constants that are read from outside every segment."""
+        found = {}
+        for value in (*(node.inputs[0] for node in collectives), *self.model.graph.outputs):
+            if value is not None and self._is_const(value):
+                tensor = ir.convenience.get_const_tensor(value)
+                if tensor is not None:
+                    found[_name(value)] = tensor
+        return found
+
+    def _needed(
+        self, collectives: Sequence[ir.Node], groups: Sequence[Sequence[ir.Node]]
+    ) -> dict[ir.Value, int]:
+        """Per value the last level that reads it; a reader at its own level does not count."""
+        last = len(collectives) + 1
+        needed: dict[ir.Value, int] = {}
+        for position, node in enumerate(collectives):
+            needed[_operand(node)] = position + 1
+        for level, nodes in enumerate(groups):
+            for node in nodes:
+                for value in operands(node):
+                    needed[value] = max(level, needed.get(value, 0))
+                if self.expose_all:
+                    needed.update((output, last) for output in node.outputs)
+        needed.update((value, last) for value in self.model.graph.outputs)
+        return needed
+
+    def _segment(
+        self, level: int, nodes: Sequence[ir.Node], needed: dict[ir.Value, int]
+    ) -> Segment:
+        inside = {output for node in nodes for output in node.outputs}
+        read = dict.fromkeys(v for n in nodes for v in operands(n) if v not in inside)
+        constants = list(dict.fromkeys(p for v in read if (p := v.producer()) and _is_constant(p)))
+        weights = [value for value in read if self._is_weight(value)]
+        inputs = [value for value in read if not self._is_const(value)]
+        outputs = [v for n in nodes for v in n.outputs if v.name and needed.get(v, 0) > level]
+        for value in inputs:
+            _check_typed(value)
+        graph = self.model.graph
+        view = ir.GraphView(
+            inputs,
+            outputs,
+            nodes=[*constants, *nodes],
+            initializers=weights,
+            opset_imports={d: v for d, v in graph.opset_imports.items() if d != DOMAIN},
+            name=f"{graph.name or 'graph'}_{level}",
+        )
+        return Segment(
+            self._as_model(view),
+            tuple(_name(value) for value in inputs),
+            tuple(_name(value) for value in outputs),
+        )
+
+    def _as_model(self, view: ir.GraphView) -> ir.Model:
+        return ir.Model(
+            view.clone(),
+            ir_version=min(self.model.ir_version, MAX_IR_VERSION),
+            producer_name=self.model.producer_name,
+            functions=list(self.model.functions.values()),
+        )
+
+    def _is_weight(self, value: ir.Value) -> bool:
+        return value.is_initializer() and not value.is_graph_input()
+
+    def _is_const(self, value: ir.Value) -> bool:
+        producer = value.producer()
+        return self._is_weight(value) or (producer is not None and _is_constant(producer))
+
+
+def operands(node: ir.Node) -> Iterator[ir.Value]:
+    """Values that a node reads, those that its subgraphs capture included."""
+    yield from (value for value in node.inputs if value is not None)
+    if any(attribute.type in _GRAPH_TYPES for attribute in node.attributes.values()):
+        yield from _captured(node)
+
+
+_GRAPH_TYPES = (ir.AttributeType.GRAPH, ir.AttributeType.GRAPHS)
+
+
+def _graphs_inside(node: ir.Node) -> Iterator[ir.Graph]:
+    for attribute in node.attributes.values():
+        if attribute.type == ir.AttributeType.GRAPH:
+            yield attribute.as_graph()
+        elif attribute.type == ir.AttributeType.GRAPHS:
+            yield from attribute.as_graphs()
+
+
+def _nodes_inside(node: ir.Node) -> Iterator[ir.Node]:
+    for graph in _graphs_inside(node):
+        for inner in graph:
+            yield inner
+            yield from _nodes_inside(inner)
+
+
+def _captured(node: ir.Node) -> Iterator[ir.Value]:
+    for graph in _graphs_inside(node):
+        defined = {*graph.inputs, *graph.initializers.values()}
+        for inner in graph:
+            yield from (value for value in operands(inner) if value not in defined)
+            defined.update(inner.outputs)
+        yield from (value for value in graph.outputs if value not in defined)
+
+
+def _is_constant(node: ir.Node) -> bool:
+    return node.op_type == "Constant" and node.domain in ("", "ai.onnx")
+
+
+def _name(value: ir.Value) -> str:
+    if not value.name:
+        raise GraphError(f"value {value!r} has no name. Every value of a rank graph needs one.")
+    return value.name
+
+
+def _operand(node: ir.Node) -> ir.Value:
+    operand = node.inputs[0] if node.inputs else None
+    if operand is None:
+        raise GraphError(f"collective '{node.name}' ({node.op_type}) has no operand.")
+    return operand
+
+
+def _exchange(node: ir.Node) -> Exchange:
+    operand = _operand(node)
+    return Exchange(
+        op=parse_node(node),
+        tag=tag_of(node),
+        node=node.name or f"tag {tag_of(node)}",
+        dtype=operand.dtype.name if operand.dtype is not None else "?",
+        operand=_name(operand),
+        result=_name(node.outputs[0]),
+        keep=True,
+    )
+
+
+def _check_order(node: ir.Node, position: int, level: int, order: Sequence[ir.Node]) -> None:
+    if level > position:
+        raise GraphError(
+            f"collective '{node.name}' has tag {tag_of(node)} but needs the result of "
+            f"'{order[level - 1].name}' with tag {tag_of(order[level - 1])}. "
+            "Tags must rise along the data flow. Write the bundle again."
+        )
+
+
+def _check_typed(value: ir.Value) -> None:
+    if value.type is None:
+        producer = value.producer()
+        maker = f"the output of node '{producer.name}'" if producer is not None else "an input"
+        raise GraphError(
+            f"value '{value.name}', {maker}, crosses a collective but has no element type. "
+            "Run shape inference on the rank graph first."
+        )
+
+
+def _with_liveness(
+    steps: Sequence[Step],
+    outputs: Sequence[str],
+    owned: set[str],
+    constants: set[str],
+    keep_all: bool,
+) -> list[Step]:
+    """Say after which step each value is dropped, and which operands may serve as buffers."""
+    alive = {*outputs, *constants}
+    result: list[Step] = []
+    for step in reversed(steps):
+        made = {step.result} if isinstance(step, Exchange) else set(step.outputs)
+        read = {step.operand} if isinstance(step, Exchange) else set(step.inputs)
+        drop = () if keep_all else tuple(sorted((read | made) - alive))
+        alive |= read
+        if isinstance(step, Exchange):
+            keep = step.operand in owned or step.operand not in drop
+            result.append(
+                Exchange(
+                    step.op, step.tag, step.node, step.dtype, step.operand, step.result, keep, drop
+                )
+            )
+        else:
+            result.append(Segment(step.model, step.inputs, step.outputs, drop))
+    return result[::-1]

@@ -1,0 +1,156 @@
+"""Bring a model into the one form the rest of tpcore works on.
+
+1. Functions are inlined, constants are initializers, every node and value has a unique name.
+2. `Gemm` is `MatMul` + `Add`, so that a bias is a value of its own.
+3. A `Transpose` of a weight used once is done when the weight is read.
+4. Each use of a small constant has a copy of its own: exporters share equal constants between
+   unrelated places, where each needs its own split. Copies share the data and cost no memory.
+5. Shape arithmetic whose result is a known constant is one.
+6. Nodes that reach no output are gone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import onnx_ir as ir
+import onnx_ir.passes.common as common
+
+from graph.shapes import Shapes, infer_shapes
+from graph.weights import transposed
+
+SMALL_BYTES = 4096
+"""A constant of at most this size, or with at most one dim above 1, is copied per use."""
+
+
+def canonicalize(model: ir.Model) -> tuple[ir.Model, Shapes]:
+    """Rewrite `model` in place into canonical form, and infer its shapes.
+
+    Raises:
+        GraphError: an op is used with operands its schema does not allow.
+    """
+    _use_passes(model)
+    _expand_gemms(model)
+    _fold_transposes(model)
+    shapes = infer_shapes(model)
+    _fold_known_contents(model, shapes)
+    common.RemoveUnusedNodesPass()(model)
+    _unshare_constants(model, shapes)
+    common.NameFixPass()(model)
+    return model, shapes
+
+
+def _use_passes(model: ir.Model) -> None:
+    for ir_pass in (
+        common.InlinePass(),
+        common.RemoveInitializersFromInputsPass(),
+        common.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0),
+        common.IdentityEliminationPass(),
+        common.NameFixPass(),
+    ):
+        ir_pass(model)
+    for index, node in enumerate(model.graph):
+        if not node.name:
+            node.name = f"{node.op_type}_{index}"
+
+
+def _add_initializer(graph: ir.Graph, name: str, tensor: ir.TensorProtocol) -> ir.Value:
+    while name in graph.initializers:
+        name += "_"
+    value = ir.val(name, tensor.dtype, tensor.shape, const_value=tensor)
+    graph.register_initializer(value)
+    return value
+
+
+# --- Gemm -----------------------------------------------------------------------------------------
+
+
+def _expand_gemms(model: ir.Model) -> None:
+    for node in model.graph:
+        if node.op_type == "Gemm" and node.domain == "":
+            _expand_gemm(model.graph, node)
+
+
+def _expand_gemm(graph: ir.Graph, gemm: ir.Node) -> None:
+    """alpha * op(A) @ op(B) + beta * C, as MatMul and Add with the scalars where they are not 1."""
+
+    def emit(op_type: str, *operands: ir.Value, **attributes: list[int]) -> ir.Value:
+        node = ir.node(op_type, operands, attributes, name=f"{gemm.name}/{op_type}_{len(made)}")
+        node.outputs[0].name = f"{gemm.name}/{op_type}_{len(made)}_out"
+        made.append(node)
+        return node.outputs[0]
+
+    def scaled(value: ir.Value, factor: float, label: str) -> ir.Value:
+        if factor == 1.0:
+            return value
+        dtype = (gemm.inputs[0].dtype or ir.DataType.FLOAT).numpy()  # type: ignore[union-attr]
+        tensor = ir.tensor(np.array(factor, dtype), name=f"{gemm.name}/{label}")
+        return emit("Mul", value, _add_initializer(graph, f"{gemm.name}/{label}", tensor))
+
+    made: list[ir.Node] = []
+    attribute: Callable[[str, float], float] = lambda name, default: (  # noqa: E731
+        gemm.attributes[name].value if name in gemm.attributes else default
+    )
+    a, b = gemm.inputs[0], gemm.inputs[1]
+    c = gemm.inputs[2] if len(gemm.inputs) > 2 else None
+    if a is None or b is None:
+        return
+    a = emit("Transpose", a, perm=[1, 0]) if attribute("transA", 0) else a
+    b = emit("Transpose", b, perm=[1, 0]) if attribute("transB", 0) else b
+    result = scaled(emit("MatMul", a, b), attribute("alpha", 1.0), "alpha")
+    if c is not None:
+        result = emit("Add", result, scaled(c, attribute("beta", 1.0), "beta"))
+    ir.convenience.replace_nodes_and_values(graph, gemm, [gemm], made, [gemm.outputs[0]], [result])
+
+
+# --- constants ------------------------------------------------------------------------------------
+
+
+def _fold_transposes(model: ir.Model) -> None:
+    for node in model.graph:
+        weight = node.inputs[0] if node.op_type == "Transpose" and node.domain == "" else None
+        if weight is None or weight.const_value is None or len(weight.uses()) != 1:
+            continue
+        axes = list(range(len(weight.const_value.shape)))
+        perm = list(node.attributes["perm"].as_ints()) if "perm" in node.attributes else axes[::-1]
+        tensor = transposed(weight.const_value, perm)
+        replacement = _add_initializer(model.graph, f"{weight.name}.T", tensor)
+        _replace(model.graph, node.outputs[0], replacement)
+
+
+def _replace(graph: ir.Graph, old: ir.Value, new: ir.Value) -> None:
+    if not old.is_graph_output():
+        old.replace_all_uses_with(new)
+
+
+def _fold_known_contents(model: ir.Model, shapes: Shapes) -> None:
+    for node in list(model.graph):
+        for out in node.outputs:
+            contents = shapes.ints(out)
+            if contents is None or not out.uses() or out.is_graph_output():
+                continue
+            dtype = (out.dtype or ir.DataType.INT64).numpy()
+            array = np.array(contents, dtype).reshape(shapes.contents[out].shape)
+            new = _add_initializer(model.graph, f"{out.name}.value", ir.tensor(array))
+            shapes.dims[new], shapes.contents[new] = array.shape, shapes.contents[out]
+            _replace(model.graph, out, new)
+
+
+def _is_small(tensor: ir.TensorProtocol) -> bool:
+    wide = sum(size > 1 for size in tensor.shape.numpy())
+    return wide <= 1 or tensor.nbytes <= SMALL_BYTES
+
+
+def _unshare_constants(model: ir.Model, shapes: Shapes) -> None:
+    graph = model.graph
+    for value in list(graph.initializers.values()):
+        tensor = value.const_value
+        if tensor is None or not _is_small(tensor) or value.is_graph_output():
+            continue
+        for number, (user, index) in enumerate(list(value.uses())[1:], start=1):
+            copy = _add_initializer(graph, f"{value.name}#{number}", tensor)
+            shapes.dims[copy] = shapes.dims[value]
+            if value in shapes.contents:
+                shapes.contents[copy] = shapes.contents[value]
+            user.replace_input_with(index, copy)

@@ -1,0 +1,475 @@
+"""Symbolic shapes of all values, and symbolic contents of the small integer tensors shapes are made of.
+
+A forward pass: ops whose result shape depends on the *contents* of an operand (Reshape, Expand,
+Slice, …) and com.microsoft ops are handled here, every other standard op by ONNX's own inference.
+What neither knows is taken from the exporter's annotation, else a fresh symbol stands for it.
+"""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+from onnx import shape_inference
+
+from graph.dims import Dim, Dims, Expr, divide, from_text, product, symbol
+from graph.errors import GraphError
+
+MAX_CONTENTS = 64
+"""Integer tensors of up to this many elements have their contents followed."""
+
+Contents = np.ndarray
+"""Object array of Dim."""
+
+
+@dataclass
+class Shapes:
+    """What is known of every value after `infer_shapes`."""
+
+    dims: dict[ir.Value, Dims] = field(default_factory=dict)
+    contents: dict[ir.Value, Contents] = field(default_factory=dict)
+    fresh: int = 0
+
+    def of(self, value: ir.Value) -> Dims:
+        """Shape of `value`. Raises GraphError where nothing is known of it."""
+        try:
+            return self.dims[value]
+        except KeyError:
+            raise GraphError(f"the shape of value '{value.name}' is not known.") from None
+
+    def known(self, value: ir.Value | None) -> bool:
+        """Whether at least the rank of `value` is known."""
+        return value is not None and value in self.dims
+
+    def ints(self, value: ir.Value | None) -> list[int] | None:
+        """Contents as plain ints, or None where they are not constant."""
+        contents = self.contents.get(value) if value is not None else None
+        if contents is None or any(isinstance(entry, Expr) for entry in contents.flat):
+            return None
+        return [int(entry) for entry in contents.flat]
+
+    def new_symbol(self) -> Expr:
+        """A size nothing is known of."""
+        self.fresh += 1
+        return symbol(f"unk{self.fresh}")
+
+
+@dataclass(frozen=True)
+class Context:
+    """One node while its results are inferred."""
+
+    node: ir.Node
+    shapes: Shapes
+
+    def dims(self, index: int) -> Dims:
+        """Shape of operand `index`."""
+        value = self.operand(index)
+        if value is None:
+            raise KeyError(index)
+        return self.shapes.dims[value]
+
+    def operand(self, index: int) -> ir.Value | None:
+        """Operand `index`, or None where it is left out."""
+        return self.node.inputs[index] if index < len(self.node.inputs) else None
+
+    def contents(self, index: int) -> Contents:
+        """Contents of operand `index`. Raises KeyError where they are not known."""
+        value = self.operand(index)
+        if value is None:
+            raise KeyError(index)
+        return self.shapes.contents[value]
+
+    def attribute(self, name: str, default: Any = None) -> Any:
+        """Value of an attribute, or `default`."""
+        attribute = self.node.attributes.get(name)
+        return default if attribute is None else attribute.value
+
+
+def infer_shapes(model: ir.Model) -> Shapes:
+    """Infer the shapes of all values of the main graph, and write them into the values.
+
+    Raises:
+        GraphError: an op is used with operands its schema does not allow.
+    """
+    shapes = Shapes()
+    graph = model.graph
+    for value in graph.inputs:
+        _declare(shapes, value)
+    for value in graph.initializers.values():
+        tensor = value.const_value
+        if tensor is None:
+            raise GraphError(f"initializer '{value.name}' has no data.")
+        shapes.dims[value] = tuple(int(size) for size in tensor.shape.numpy())
+        value.dtype = tensor.dtype
+        if tensor.dtype.is_integer() and tensor.size <= MAX_CONTENTS:
+            shapes.contents[value] = tensor.numpy().astype(object)
+    opsets = [onnx.helper.make_opsetid(d, v) for d, v in graph.opset_imports.items()]
+    for node in graph:
+        _infer_node(node, shapes, opsets)
+    for value in [*graph.inputs, *(out for node in graph for out in node.outputs)]:
+        if value in shapes.dims:
+            value.shape = ir.Shape(
+                [size if isinstance(size, int) else str(size) for size in shapes.dims[value]]
+            )
+    return shapes
+
+
+def _declare(shapes: Shapes, value: ir.Value) -> None:
+    if value.shape is not None:
+        shapes.dims[value] = tuple(_declared_dim(shapes, size) for size in value.shape)
+
+
+def _declared_dim(shapes: Shapes, size: int | ir.SymbolicDim) -> Dim:
+    if isinstance(size, int):
+        return size
+    return from_text(size.value) if size.value is not None else shapes.new_symbol()
+
+
+def _infer_node(node: ir.Node, shapes: Shapes, opsets: list[Any]) -> None:
+    context = Context(node, shapes)
+    results: Sequence[Dims | None] | None = None
+    try:
+        results = SHAPE_RULES[node.domain, node.op_type](context)
+        for out in node.outputs:
+            if out.dtype is None and node.inputs and node.inputs[0] is not None:
+                out.dtype = node.inputs[0].dtype
+    except (KeyError, IndexError):
+        results = _infer_by_onnx(node, shapes, opsets)
+    for index, out in enumerate(node.outputs):
+        found = results[index] if results is not None and index < len(results) else None
+        _settle(shapes, out, found)
+    try:
+        contents = CONTENT_RULES[node.op_type](context) if node.domain == "" else None
+    except (KeyError, IndexError, ValueError, TypeError):
+        contents = None
+    if contents is not None and contents.size <= MAX_CONTENTS:
+        shapes.contents[node.outputs[0]] = contents
+        shapes.dims[node.outputs[0]] = contents.shape
+
+
+def _settle(shapes: Shapes, value: ir.Value, found: Dims | None) -> None:
+    """Keep what inference found; where it found nothing keep what the exporter declared."""
+    declared = None
+    if value.shape is not None:
+        declared = [_declared_dim(shapes, size) for size in value.shape]
+    if found is None:
+        if declared is not None:
+            shapes.dims[value] = tuple(declared)
+        return
+    if declared is not None and len(declared) == len(found):
+        unknown = [isinstance(size, Expr) and str(size).startswith("unk") for size in found]
+        found = tuple(d if u else f for f, d, u in zip(found, declared, unknown, strict=True))
+    shapes.dims[value] = found
+
+
+def _infer_by_onnx(node: ir.Node, shapes: Shapes, opsets: list[Any]) -> list[Dims | None] | None:
+    version = dict((o.domain, o.version) for o in opsets).get(node.domain)
+    if version is None or not onnx.defs.has(node.op_type, node.domain):
+        return None
+    try:
+        schema = onnx.defs.get_schema(node.op_type, version, node.domain)
+        types = {v.name: _type_proto(v, shapes) for v in node.inputs if v is not None}
+        data = {v.name: _small_constant(v) for v in node.inputs if v is not None}
+        found = shape_inference.infer_node_outputs(
+            schema,
+            ir.serde.serialize_node(node),
+            types,
+            {name: tensor for name, tensor in data.items() if tensor is not None},
+            {},
+            opset_imports=opsets,
+            ir_version=10,
+        )
+    except (onnx.defs.SchemaError, shape_inference.InferenceError, ValueError) as error:
+        reason = str(error).strip().splitlines()[-1]
+        raise GraphError(
+            f"node '{node.name}' ({node.op_type}) does not fit its operands: {reason}"
+        ) from error
+    return [_from_type(out, found.get(out.name or ""), shapes) for out in node.outputs]
+
+
+def _type_proto(value: ir.Value, shapes: Shapes) -> onnx.TypeProto:
+    dims = shapes.dims.get(value)
+    sizes = None if dims is None else [d if isinstance(d, int) else str(d) for d in dims]
+    return onnx.helper.make_tensor_type_proto(int(value.dtype or 0), sizes)
+
+
+def _small_constant(value: ir.Value) -> onnx.TensorProto | None:
+    tensor = value.const_value
+    if tensor is None or tensor.size > MAX_CONTENTS:
+        return None
+    return ir.serde.serialize_tensor(tensor)
+
+
+def _from_type(value: ir.Value, found: onnx.TypeProto | None, shapes: Shapes) -> Dims | None:
+    if found is None or not found.HasField("tensor_type"):
+        return None
+    if value.dtype is None:
+        value.dtype = ir.DataType(found.tensor_type.elem_type)
+    if not found.tensor_type.HasField("shape"):
+        return None
+    return tuple(
+        from_text(d.dim_param)
+        if d.dim_param
+        else d.dim_value
+        if d.HasField("dim_value")
+        else shapes.new_symbol()
+        for d in found.tensor_type.shape.dim
+    )
+
+
+# --- shapes ---------------------------------------------------------------------------------------
+
+
+def broadcast(shapes: Sequence[Dims]) -> Dims:
+    """Numpy's broadcasting; of two different symbols the first is taken."""
+    rank = max(len(dims) for dims in shapes)
+    padded = [(1,) * (rank - len(dims)) + dims for dims in shapes]
+    return tuple(_broadcast_dim(column) for column in zip(*padded, strict=True))
+
+
+def _broadcast_dim(column: Sequence[Dim]) -> Dim:
+    fixed = [size for size in column if isinstance(size, int) and size != 1]
+    return fixed[0] if fixed else next((size for size in column if size != 1), 1)
+
+
+def _elementwise(c: Context) -> list[Dims]:
+    return [broadcast([c.dims(i) for i, v in enumerate(c.node.inputs) if v is not None])]
+
+
+def _same_as_first(c: Context) -> list[Dims]:
+    return [c.dims(0)]
+
+
+def _matmul(c: Context) -> list[Dims]:
+    a, b = c.dims(0), c.dims(1)
+    rows = () if len(a) == 1 else (a[-2],)
+    columns = () if len(b) == 1 else (b[-1],)
+    batch = broadcast([a[:-2], b[:-2]])
+    return [batch + rows + columns]
+
+
+def _reshape(c: Context) -> list[Dims]:
+    have = c.dims(0)
+    want = list(c.contents(1).flat)
+    if not c.attribute("allowzero", 0):
+        want = [have[i] if size == 0 else size for i, size in enumerate(want)]
+    if -1 in want:
+        known = product(size for size in want if size != -1)
+        missing = divide(product(have), known)
+        want[want.index(-1)] = c.shapes.new_symbol() if missing is None else missing
+    return [tuple(want)]
+
+
+def _expand(c: Context) -> list[Dims]:
+    return [broadcast([tuple(c.contents(1).flat), c.dims(0)])]
+
+
+def _constant_of_shape(c: Context) -> list[Dims]:
+    c.node.outputs[0].dtype = _value_dtype(c)
+    return [tuple(c.contents(0).flat)]
+
+
+def _value_dtype(c: Context) -> ir.DataType:
+    value = c.attribute("value")
+    return ir.DataType.FLOAT if value is None else value.dtype
+
+
+def slice_bounds(c: Context) -> list[tuple[int, Dim, Dim, int]]:
+    """(dim, start, stop, step) per sliced dim, clamped. KeyError where bounds are not known."""
+    dims = c.dims(0)
+    starts, stops = list(c.contents(1).flat), list(c.contents(2).flat)
+    axes = list(c.contents(3).flat) if c.operand(3) else list(range(len(starts)))
+    steps = list(c.contents(4).flat) if c.operand(4) else [1] * len(starts)
+    bounds = []
+    for start, stop, axis, step in zip(starts, stops, axes, steps, strict=True):
+        if not isinstance(step, int) or step < 1:
+            raise KeyError("step")
+        size = dims[axis]
+        bounds.append((axis % len(dims), _clamp_index(start, size), _clamp_index(stop, size), step))
+    return bounds
+
+
+def _clamp_index(index: Dim, size: Dim) -> Dim:
+    if index == size:
+        return size
+    if isinstance(index, int) and isinstance(size, int):
+        return min(max(index + size if index < 0 else index, 0), size)
+    if isinstance(index, int):
+        if index > 2**31:
+            return size
+        return 0 if index < -(2**31) else size + index if index < 0 else index
+    raise KeyError("a bound whose size against the dim is not known")
+
+
+def _slice(c: Context) -> list[Dims]:
+    dims = list(c.dims(0))
+    for dim, start, stop, step in slice_bounds(c):
+        extent = stop - start
+        if step != 1:
+            if not isinstance(extent, int):
+                raise KeyError("step")
+            extent = -(-extent // step)
+        dims[dim] = max(extent, 0) if isinstance(extent, int) else extent
+    return [tuple(dims)]
+
+
+def _concat(c: Context) -> list[Dims]:
+    operands = [c.dims(i) for i in range(len(c.node.inputs))]
+    axis = c.attribute("axis", 0) % len(operands[0])
+    total: Dim = 0
+    for dims in operands:
+        total = total + dims[axis]
+    merged = [_broadcast_dim(column) for column in zip(*operands, strict=True)]
+    merged[axis] = total
+    return [tuple(merged)]
+
+
+def _range(c: Context) -> list[Dims]:
+    start, limit, delta = (c.contents(i).flat[0] for i in range(3))
+    if delta != 1:
+        raise KeyError("delta")
+    return [(limit - start,)]
+
+
+def _group_query_attention(c: Context) -> list[Dims]:
+    batch, length, width = c.dims(0)
+    heads, kv_heads = c.attribute("num_heads"), c.attribute("kv_num_heads")
+    packed = c.operand(1) is None
+    size = divide(width, heads + 2 * kv_heads if packed else heads)
+    if size is None:
+        raise KeyError("head size")
+    past = c.dims(3)[2] if c.operand(3) is not None else 0
+    cache: Dims = (batch, kv_heads, _total(c, past, length), size)
+    return [(batch, length, size * heads), cache, cache]
+
+
+def _total(c: Context, past: Dim, length: Dim) -> Dim:
+    declared = c.node.outputs[1].shape if len(c.node.outputs) > 1 else None
+    return past + length if declared is None else _declared_dim(c.shapes, declared[2])
+
+
+def _skip_norm(c: Context) -> list[Dims | None]:
+    dims = c.dims(0)
+    return [dims, dims[:-1] + (1,), dims[:-1] + (1,), dims]
+
+
+ShapeRule = Callable[[Context], Sequence["Dims | None"]]
+ELEMENTWISE = "Add Sub Mul Div Pow".split()
+SHAPE_RULES: dict[tuple[str, str], ShapeRule] = {
+    **{("", op): _elementwise for op in ELEMENTWISE},
+    ("", "MatMul"): _matmul,
+    ("", "Reshape"): _reshape,
+    ("", "Expand"): _expand,
+    ("", "Slice"): _slice,
+    ("", "Concat"): _concat,
+    ("", "Range"): _range,
+    ("", "ConstantOfShape"): _constant_of_shape,
+    ("", "SimplifiedLayerNormalization"): _same_as_first,
+    ("com.microsoft", "GroupQueryAttention"): _group_query_attention,
+    ("com.microsoft", "SkipSimplifiedLayerNormalization"): _skip_norm,
+    ("com.microsoft", "SkipLayerNormalization"): _skip_norm,
+}
+
+
+# --- contents -------------------------------------------------------------------------------------
+
+
+def _array(entries: Sequence[Dim]) -> Contents:
+    out = np.empty(len(entries), object)
+    out[:] = entries
+    return out
+
+
+def _shape_contents(c: Context) -> Contents:
+    dims = c.dims(0)
+    return _array(dims[slice(c.attribute("start", 0), c.attribute("end"))])
+
+
+def _gather_contents(c: Context) -> Contents:
+    index = c.contents(1).astype(np.int64)
+    return np.asarray(np.take(c.contents(0), index, axis=c.attribute("axis", 0)), object)
+
+
+def _slice_contents(c: Context) -> Contents:
+    data = c.contents(0)
+    ((_, start, stop, step),) = slice_bounds(c)
+    return data[start:stop:step] if data.ndim == 1 else _unknown()
+
+
+def _unknown() -> Contents:
+    raise KeyError("contents")
+
+
+def _binary(function: Callable[[Any, Any], Any]) -> Callable[[Context], Contents]:
+    def rule(c: Context) -> Contents:
+        return np.asarray(np.frompyfunc(function, 2, 1)(c.contents(0), c.contents(1)), object)
+
+    return rule
+
+
+def _floor_divide(a: Dim, b: Dim) -> Dim:
+    if isinstance(a, int) and isinstance(b, int):
+        return int(a / b) if b else _raise(ZeroDivisionError())
+    quotient = divide(a, b)
+    return symbol(f"({a})//({b})") if quotient is None else quotient
+
+
+def _raise(error: Exception) -> Any:
+    raise ValueError(error)
+
+
+def _larger(a: Dim, b: Dim) -> Dim:
+    if isinstance(a, int) and isinstance(b, int):
+        return max(a, b)
+    return a if a == b else _raise(TypeError())
+
+
+def _squeeze_contents(c: Context) -> Contents:
+    data = c.contents(0)
+    return data.reshape(()) if data.size == 1 else data
+
+
+def _unsqueeze_contents(c: Context) -> Contents:
+    axes = [int(axis) for axis in c.contents(1).flat]
+    return np.expand_dims(c.contents(0), tuple(axes))
+
+
+def _reshape_contents(c: Context) -> Contents:
+    return c.contents(0).reshape([int(size) for size in c.contents(1).flat])
+
+
+def _concat_contents(c: Context) -> Contents:
+    return np.concatenate([c.contents(i) for i in range(len(c.node.inputs))])
+
+
+def _same_contents(c: Context) -> Contents:
+    return c.contents(0)
+
+
+def _cast_contents(c: Context) -> Contents:
+    target = ir.DataType(c.attribute("to"))
+    return c.contents(0) if target.is_integer() else _unknown()
+
+
+CONTENT_RULES: dict[str, Callable[[Context], Contents]] = {
+    "Shape": _shape_contents,
+    "Size": lambda c: np.asarray(product(c.dims(0)), object),
+    "Gather": _gather_contents,
+    "Slice": _slice_contents,
+    "Concat": _concat_contents,
+    "Squeeze": _squeeze_contents,
+    "Unsqueeze": _unsqueeze_contents,
+    "Reshape": _reshape_contents,
+    "Identity": _same_contents,
+    "Cast": _cast_contents,
+    "Add": _binary(operator.add),
+    "Sub": _binary(operator.sub),
+    "Mul": _binary(operator.mul),
+    "Div": _binary(_floor_divide),
+    "Max": _binary(_larger),
+}

@@ -1,0 +1,270 @@
+"""Write a big Llama as ONNX, op by op as torch.onnx does at opset 18 with static shapes.
+
+Exporting 800 MB through torch takes minutes and gigabytes; this streams random weights to the disk.
+
+    python -m tests.big_model FOLDER     model.onnx and model.onnx.data, 214 M parameters
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+import onnx_ir as ir
+
+OPSET = 18
+ALIGNMENT = 4096
+CHUNK = 1 << 20
+"""Elements drawn at a time, so memory stays flat."""
+
+
+@dataclass(frozen=True)
+class LlamaShape:
+    """Sizes of a Llama and of the one input shape it accepts."""
+
+    layers: int = 16
+    hidden: int = 1024
+    intermediate: int = 2816
+    heads: int = 16
+    kv_heads: int = 4
+    vocabulary: int = 16384
+    batch: int = 1
+    sequence: int = 8
+
+    @property
+    def head_size(self) -> int:
+        """Features per head."""
+        return self.hidden // self.heads
+
+
+def make(path: Path, *, seed: int = 0, **sizes: int) -> Path:
+    """Write `path` and `path`.data beside it; `sizes` are fields of LlamaShape. Returns `path`."""
+    shape = LlamaShape(**sizes)
+    with path.with_name(path.name + ".data").open("wb") as data:
+        weights = _Weights(data, path, np.random.default_rng(seed))
+        graph = _Builder(shape, weights).graph()
+    ir.save(ir.Model(graph, ir_version=10, producer_name="tests.big_model"), path)
+    return path
+
+
+def make_inputs(seed: int = 0, **sizes: int) -> dict[str, np.ndarray]:
+    """Inputs for a model made with the same `sizes`."""
+    shape = LlamaShape(**sizes)
+    size = (shape.batch, shape.sequence)
+    return {
+        "input_ids": np.random.default_rng(seed).integers(0, shape.vocabulary, size),
+        "attention_mask": np.ones(size, np.int64),
+        "position_ids": np.broadcast_to(np.arange(shape.sequence), size).copy(),
+    }
+
+
+class _Weights:
+    """Random float32 weights, appended to the data file as they are made."""
+
+    def __init__(self, data: BinaryIO, model: Path, random: np.random.Generator) -> None:
+        self.data = data
+        self.model = model
+        self.random = random
+
+    def normal(self, name: str, shape: Sequence[int], scale: float, mean: float = 0.0) -> ir.Value:
+        """A stored weight of normally distributed values."""
+        offset = self.data.seek(-(-self.data.tell() // ALIGNMENT) * ALIGNMENT)
+        size = int(np.prod(shape))
+        for start in range(0, size, CHUNK):
+            values = self.random.standard_normal(min(CHUNK, size - start), np.float32)
+            self.data.write((values * np.float32(scale) + np.float32(mean)).data)
+        location, folder = self.model.name + ".data", self.model.parent
+        dims, dtype = ir.Shape(shape), ir.DataType.FLOAT
+        tensor = ir.ExternalTensor(
+            location, offset, 4 * size, dtype, name=name, shape=dims, base_dir=folder
+        )
+        return ir.Value(name=name, shape=dims, type=ir.TensorType(dtype), const_value=tensor)
+
+
+class _Builder:
+    """Builds the graph; the methods follow the modules of the torch model."""
+
+    def __init__(self, shape: LlamaShape, weights: _Weights) -> None:
+        self.shape = shape
+        self.weights = weights
+        self.nodes: list[ir.Node] = []
+        self.initializers: list[ir.Value] = []
+        self.constants: dict[tuple[str, tuple[int, ...], bytes], ir.Value] = {}
+
+    def op(self, op_type: str, *inputs: ir.Value, **attributes: Any) -> ir.Value:
+        """Append a node with one output; return the output."""
+        node = ir.node(op_type, inputs, attributes, name=f"node_{len(self.nodes)}")
+        node.outputs[0].name = f"{op_type.lower()}_{len(self.nodes)}"
+        self.nodes.append(node)
+        return node.outputs[0]
+
+    def constant(self, value: Any, dtype: Any = np.int64) -> ir.Value:
+        """An inline constant; equal ones are one value, as the exporter's are."""
+        array = np.asarray(value, dtype)
+        key = (str(array.dtype), array.shape, array.tobytes())
+        if key not in self.constants:
+            tensor = ir.tensor(array, name=f"constant_{len(self.constants)}")
+            self.constants[key] = ir.Value(
+                name=tensor.name,
+                shape=ir.Shape(array.shape),
+                type=ir.TensorType(tensor.dtype),
+                const_value=tensor,
+            )
+        return self.constants[key]
+
+    def norm_weight(self, name: str) -> ir.Value:
+        """f32[hidden] around one."""
+        self.initializers.append(self.weights.normal(name, [self.shape.hidden], 0.2, 1.0))
+        return self.initializers[-1]
+
+    def linear(self, value: ir.Value, name: str, inputs: int, outputs: int) -> ir.Value:
+        """MatMul with a weight f32[inputs, outputs] of unit gain."""
+        weight = self.weights.normal(name, [inputs, outputs], inputs**-0.5)
+        self.initializers.append(weight)
+        return self.op("MatMul", value, weight)
+
+    def norm(self, value: ir.Value, name: str) -> ir.Value:
+        """RMS norm over the hidden dim."""
+        squares = self.op("Pow", value, self.constant(2.0, np.float32))
+        mean = self.op("ReduceMean", squares, self.constant([-1]), keepdims=1)
+        root = self.op("Sqrt", self.op("Add", mean, self.constant(1e-6, np.float32)))
+        normal = self.op("Mul", value, self.op("Reciprocal", root))
+        return self.op("Mul", self.norm_weight(name), normal)
+
+    def allowed(self, mask: ir.Value) -> ir.Value:
+        """bool[batch, 1, sequence, sequence]: the causal mask and the attention mask."""
+        batch, sequence = self.shape.batch, self.shape.sequence
+        rows, columns = np.meshgrid(np.arange(batch), np.arange(sequence), indexing="ij")
+        places = np.stack([rows, columns], -1).reshape(batch, 1, 1, sequence, 2)
+        seen = self.op(
+            "GatherND", self.op("Cast", mask, to=ir.DataType.BOOL), self.constant(places)
+        )
+        causal = np.tril(np.ones((1, 1, sequence, sequence), bool))
+        return self.op("And", self.constant(causal, bool), seen)
+
+    def rotation(self, positions: ir.Value) -> tuple[ir.Value, ir.Value]:
+        """Cosines and sines, f32[batch, 1, sequence, head_size]."""
+        half = self.shape.head_size // 2
+        frequencies = self.constant(10000.0 ** (-np.arange(half) / half), np.float32)
+        column = self.op("Unsqueeze", positions, self.constant([2]))
+        angles = self.op("Mul", self.op("Cast", column, to=ir.DataType.FLOAT), frequencies)
+        both = self.op("Concat", angles, angles, axis=-1)
+        cosines, sines = self.op("Cos", both), self.op("Sin", both)
+        head_dim = self.constant([1])
+        return self.op("Unsqueeze", cosines, head_dim), self.op("Unsqueeze", sines, head_dim)
+
+    def rotate(self, heads: ir.Value, rotation: tuple[ir.Value, ir.Value]) -> ir.Value:
+        """Rotary embedding of f32[batch, heads, sequence, head_size]."""
+        half, last, one = (self.constant([n]) for n in (self.shape.head_size // 2, 3, 1))
+        end = self.constant([np.iinfo(np.int64).max])
+        straight = self.op("Mul", heads, rotation[0])
+        first = self.op("Slice", heads, self.constant([0]), half, last, one)
+        second = self.op("Slice", heads, half, end, last, one)
+        turned = self.op("Concat", self.op("Neg", second), first, axis=-1)
+        return self.op("Add", straight, self.op("Mul", turned, rotation[1]))
+
+    def project(self, value: ir.Value, name: str, heads: int) -> ir.Value:
+        """A projection cut into heads: f32[batch, heads, sequence, head_size]."""
+        s = self.shape
+        flat = self.linear(value, name, s.hidden, heads * s.head_size)
+        view = self.constant([s.batch, s.sequence, -1, s.head_size])
+        return self.op("Transpose", self.op("Reshape", flat, view), perm=[0, 2, 1, 3])
+
+    def repeat(self, heads: ir.Value) -> ir.Value:
+        """Key or value heads, each repeated for the query heads that share it."""
+        s = self.shape
+        group = s.heads // s.kv_heads
+        wide = self.constant([s.batch, s.kv_heads, group, s.sequence, s.head_size])
+        return self.op("Expand", self.op("Unsqueeze", heads, self.constant([2])), wide)
+
+    def transposed_keys(self, keys: ir.Value) -> ir.Value:
+        """f32[batch, heads, head_size, sequence], by way of three dims."""
+        s = self.shape
+        flat = self.constant([s.batch * s.heads, s.sequence, s.head_size])
+        turned = self.op("Transpose", self.op("Reshape", keys, flat), perm=[0, 2, 1])
+        view = self.constant([s.batch, s.heads, s.head_size, s.sequence])
+        return self.op("Reshape", turned, view)
+
+    def weights_of(self, queries: ir.Value, keys: ir.Value, allowed: ir.Value) -> ir.Value:
+        """Softmax of the scaled, masked scores; rows that see nothing become zeros."""
+        scale = self.constant(self.shape.head_size**-0.25, np.float32)
+        queries, keys = self.op("Mul", queries, scale), self.op("Mul", keys, scale)
+        zero = self.constant(0.0, np.float32)
+        lowest = self.constant(np.finfo(np.float32).min, np.float32)
+        bias = self.op("Where", allowed, zero, lowest)
+        scores = self.op("Add", self.op("MatMul", queries, keys), bias)
+        shares = self.op("Softmax", scores, axis=-1)
+        return self.op("Where", self.op("IsNaN", shares), zero, shares)
+
+    def attention(
+        self, value: ir.Value, name: str, allowed: ir.Value, rotation: tuple[ir.Value, ir.Value]
+    ) -> ir.Value:
+        """Grouped-query attention."""
+        s = self.shape
+        queries = self.rotate(self.project(value, f"{name}.q_proj", s.heads), rotation)
+        keys = self.rotate(self.project(value, f"{name}.k_proj", s.kv_heads), rotation)
+        values = self.repeat(self.project(value, f"{name}.v_proj", s.kv_heads))
+        four = self.constant([s.batch, s.heads, s.sequence, s.head_size])
+        values = self.op("Reshape", values, four)
+        shares = self.weights_of(queries, self.transposed_keys(self.repeat(keys)), allowed)
+        mixed = self.op("Transpose", self.op("MatMul", shares, values), perm=[0, 2, 1, 3])
+        flat = self.op("Reshape", mixed, self.constant([s.batch, s.sequence, -1]))
+        return self.linear(flat, f"{name}.o_proj", s.hidden, s.hidden)
+
+    def feed_forward(self, value: ir.Value, name: str) -> ir.Value:
+        """SwiGLU."""
+        hidden, wide = self.shape.hidden, self.shape.intermediate
+        gate = self.linear(value, f"{name}.gate_proj", hidden, wide)
+        gate = self.op("Mul", gate, self.op("Sigmoid", gate))
+        up = self.linear(value, f"{name}.up_proj", hidden, wide)
+        return self.linear(self.op("Mul", gate, up), f"{name}.down_proj", wide, hidden)
+
+    def graph(self) -> ir.Graph:
+        """The whole model."""
+        s = self.shape
+        inputs = [_input(n, s) for n in ("input_ids", "attention_mask", "position_ids")]
+        scale = s.hidden**-0.5
+        table = self.weights.normal("embed_tokens", [s.vocabulary, s.hidden], scale)
+        self.initializers.append(table)
+        hidden = self.op("Gather", table, inputs[0], axis=0)
+        allowed, rotation = self.allowed(inputs[1]), self.rotation(inputs[2])
+        for layer in range(s.layers):
+            normal = self.norm(hidden, f"layers.{layer}.input_norm")
+            mixed = self.attention(normal, f"layers.{layer}", allowed, rotation)
+            hidden = self.op("Add", hidden, mixed)
+            normal = self.norm(hidden, f"layers.{layer}.post_attention_norm")
+            hidden = self.op("Add", hidden, self.feed_forward(normal, f"layers.{layer}"))
+        logits = self.linear(self.norm(hidden, "norm"), "lm_head", s.hidden, s.vocabulary)
+        logits.name, logits.type = "logits", ir.TensorType(ir.DataType.FLOAT)
+        logits.shape = ir.Shape([s.batch, s.sequence, s.vocabulary])
+        initializers = [*self.initializers, *self.constants.values()]
+        return ir.Graph(
+            inputs,
+            [logits],
+            nodes=self.nodes,
+            initializers=initializers,
+            opset_imports={"": OPSET},
+            name="big_llama",
+        )
+
+
+def _input(name: str, shape: LlamaShape) -> ir.Value:
+    size = ir.Shape([shape.batch, shape.sequence])
+    return ir.Value(name=name, shape=size, type=ir.TensorType(ir.DataType.INT64))
+
+
+def main() -> None:
+    """Write the model into the folder named on the command line."""
+    if len(sys.argv) != 2:
+        sys.exit(__doc__)
+    folder = Path(sys.argv[1])
+    folder.mkdir(parents=True, exist_ok=True)
+    print(make(folder / "model.onnx"))
+
+
+if __name__ == "__main__":
+    main()

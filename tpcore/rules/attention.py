@@ -1,0 +1,103 @@
+"""Fused attention: heads are split, head size and positions stay whole.
+
+`h` counts key/value heads, `g` the query heads of each, so that grouped queries stay with their keys.
+"""
+
+from __future__ import annotations
+
+from graph.dims import divide
+from graph.shapes import Context
+from tpcore.rule import Rule
+from tpcore.rules.spec import OpSpec, make
+
+PACKED_CACHE = "b h p! e!"
+
+
+def group_query_attention(c: Context) -> Rule | None:
+    """com.microsoft GroupQueryAttention, with q, k, v packed in one operand or apart."""
+    heads, kv_heads = c.attribute("num_heads"), c.attribute("kv_num_heads")
+    packed = c.operand(1) is None
+    head_size = divide(c.dims(0)[2], heads + 2 * kv_heads if packed else heads)
+    if not isinstance(head_size, int):
+        return None
+    apart = ["b s (h g e!)", "b t! (h e)", "b t (h e)"]
+    operands = ["b s (h g e!|h e|h e)", "-", "-"] if packed else apart
+    operands += [PACKED_CACHE, PACKED_CACHE, *["*"] * 5, _bias_text(c, 10, heads), "(h g)"]
+    results = ["b s (h g e)", "b h t2! e", "b h t2! e"]
+    return make(
+        _with_absent(c, operands) + " -> " + ", ".join(results[: len(c.node.outputs)]),
+        {"h": kv_heads, "g": heads // kv_heads, "e": head_size},
+    )
+
+
+def _bias_text(c: Context, index: int, heads: int) -> str:
+    """Text of a mask or bias that is broadcast to `batch heads query key`."""
+    value = c.operand(index)
+    if value is None or value not in c.shapes.dims:
+        return "*"
+    dims = c.shapes.dims[value]
+    if len(dims) < 3 or dims[-3] != heads or heads == 1:
+        return "*"
+    return " ".join(["m0!", "(h g)", "m2!", "m3!"][4 - len(dims) :])
+
+
+def _with_absent(c: Context, operands: list[str]) -> str:
+    texts = [
+        text if c.operand(i) is not None else "-"
+        for i, text in enumerate(operands[: len(c.node.inputs)])
+    ]
+    return ", ".join(texts)
+
+
+def attention(c: Context) -> Rule | None:
+    """ai.onnx Attention of opset 23 and later, with 3-D or 4-D operands."""
+    query, key, value = c.dims(0), c.dims(1), c.dims(2)
+    flat = len(query) == 3
+    heads = c.attribute("q_num_heads") if flat else query[1]
+    kv_heads = c.attribute("kv_num_heads") if flat else key[1]
+    if not (isinstance(heads, int) and isinstance(kv_heads, int)):
+        return None
+    sizes = {"h": kv_heads, "g": heads // kv_heads}
+    if flat:
+        key_size, value_size = divide(key[2], kv_heads), divide(value[2], kv_heads)
+        if key_size is None or value_size is None:
+            return None
+        operands = ["b s (h g e!)", "b t! (h e)", "b t (h f!)"]
+        results = ["b s (h g f)"]
+        sizes |= {"e": key_size, "f": value_size}  # type: ignore[dict-item]
+    else:
+        operands = ["b (h g) s e!", "b h t! e", "b h t f!"]
+        results = ["b (h g) s f"]
+    operands += [_bias_text(c, 3, heads), "b h p! e", "b h p f", "*"]
+    results += ["b h t2! e", "b h t2 f", "b (h g) s t2"]
+    text = _with_absent(c, operands) + " -> " + ", ".join(results[: len(c.node.outputs)])
+    return make(text, sizes)
+
+
+def rotary_embedding(c: Context) -> Rule | None:
+    """`b h s e!` or `b s (h e!)`; the caches are whole."""
+    rest = ", *" * (len(c.node.inputs) - 1)
+    dims = c.dims(0)
+    if len(dims) == 4:
+        return make(f"b h s e!{rest} -> b h s e")
+    heads = c.attribute("num_heads", 0)
+    size = divide(dims[2], heads) if heads else None
+    if size is None:
+        return None
+    return make(f"b s (h e!){rest} -> b s (h e)", {"h": heads, "e": size})
+
+
+ATTENTION_OPS: dict[tuple[str, str], OpSpec] = {
+    ("com.microsoft", "GroupQueryAttention"): OpSpec(
+        group_query_attention,
+        attributes={"num_heads": "h g", "kv_num_heads": "h"},
+        states=((3, 1), (4, 2)),
+    ),
+    ("", "Attention"): OpSpec(
+        attention,
+        attributes={"q_num_heads": "h g", "kv_num_heads": "h"},
+        states=((4, 1), (5, 2)),
+    ),
+    ("", "RotaryEmbedding"): OpSpec(rotary_embedding, attributes={"num_heads": "h"}),
+    ("com.microsoft", "RotaryEmbedding"): OpSpec(rotary_embedding, attributes={"num_heads": "h"}),
+}

@@ -1,0 +1,183 @@
+"""Placement of a value over the ranks of one mesh axis, and what each rank then holds of it.
+
+- `Replicate`: every rank holds the value;
+- `Shard(chain)`: every rank holds a part of each dim in which the chain's atoms occur;
+- `Partial(sum)`: the value is the sum of what the ranks hold.
+
+A *chain* is what one split divides: an atom (see `tpcore.factors`), or several nested ones where the
+first has fewer indices than there are ranks. Four kv heads of two query heads each on eight ranks are
+the chain (4, 2): rank r works for kv head r // 2, so the kv heads overlap and the query heads do not.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+from graph.layout import Layout, Range
+from tpcore.factors import Atom, Item, atoms_in
+
+
+@dataclass(frozen=True)
+class Chain:
+    """Nested atoms that one split divides over `ranks` ranks."""
+
+    atoms: tuple[Atom, ...]
+    ranks: int
+
+    @cached_property
+    def layouts(self) -> dict[Atom, Layout]:
+        """Ranges of each atom's indices per rank."""
+        sizes = [size for atom in self.atoms if isinstance(size := atom.size, int)]
+        per_rank = [_nested_ranges(sizes, self.ranks, rank) for rank in range(self.ranks)]
+        return {
+            atom: Layout(tuple((held[i],) for held in per_rank))
+            for i, atom in enumerate(self.atoms)
+        }
+
+    def __str__(self) -> str:
+        return "·".join(str(atom.size) for atom in self.atoms)
+
+
+def _nested_ranges(sizes: Sequence[int], ranks: int, rank: int) -> list[Range]:
+    """Range of every nested size that `rank` of `ranks` works on, as evenly as possible."""
+    first, rest = sizes[0], sizes[1:]
+    if ranks <= first:
+        return [Layout.even(first, ranks).ranges[rank][0], *((0, size) for size in rest)]
+    groups = Layout.even(ranks, first).ranges
+    index = next(i for i, ((start, stop),) in enumerate(groups) if start <= rank < stop)
+    start, stop = groups[index][0]
+    return [(index, index + 1), *_nested_ranges(rest, stop - start, rank - start)]
+
+
+@dataclass(frozen=True)
+class DimSplit:
+    """How one dim is split: in `parts[rank]` of `whole` units."""
+
+    dim: int
+    whole: int
+    parts: tuple[int, ...]
+    layout: Layout | None
+    """Index ranges, or None where a symbolic factor before the split makes them no constants."""
+
+
+def split_dim(dim: int, items: tuple[Item, ...], chain: Chain) -> DimSplit | None:
+    """What `chain` does to a dim in normal form; None where the dim holds none of its atoms."""
+    if not atoms_in(items) & set(chain.atoms):
+        return None
+    static = tuple(item for item in items if isinstance(item, tuple) or isinstance(item.size, int))
+    whole = _size(static)
+    per_rank = [_ranges(static, chain, rank) for rank in range(chain.ranks)]
+    parts = tuple(sum(stop - start for start, stop in held) for held in per_rank)
+    layout = Layout(tuple(tuple(held) for held in per_rank)) if static == items else None
+    return DimSplit(dim, whole, parts, layout)
+
+
+def _size(items: Sequence[Item]) -> int:
+    size = 1
+    for item in items:
+        size *= sum(_size(segment) for segment in item) if isinstance(item, tuple) else item.size
+    return size
+
+
+def _ranges(items: Sequence[Item], chain: Chain, rank: int) -> list[Range]:
+    """Index ranges that `rank` holds of a product of items, major first."""
+    if not items:
+        return [(0, 1)]
+    head, tail = items[0], items[1:]
+    rest, inner = _size(tail), _ranges(tail, chain, rank)
+    outer = _item_ranges(head, chain, rank)
+    if inner == [(0, rest)]:
+        return [(start * rest, stop * rest) for start, stop in outer]
+    rows = (index for start, stop in outer for index in range(start, stop))
+    return _joined([(row * rest + a, row * rest + b) for row in rows for a, b in inner])
+
+
+def _item_ranges(item: Item, chain: Chain, rank: int) -> list[Range]:
+    if not isinstance(item, tuple):
+        layout = chain.layouts.get(item)
+        return [(0, item.size)] if layout is None else list(layout.ranges[rank])
+    found, offset = [], 0
+    for segment in item:
+        found += [(offset + a, offset + b) for a, b in _ranges(segment, chain, rank)]
+        offset += _size(segment)
+    return _joined(found)
+
+
+def _joined(ranges: list[Range]) -> list[Range]:
+    joined: list[Range] = []
+    for start, stop in ranges:
+        if start == stop:
+            continue
+        if joined and joined[-1][1] == start:
+            joined[-1] = (joined[-1][0], stop)
+        else:
+            joined.append((start, stop))
+    return joined
+
+
+@dataclass(frozen=True)
+class Placement:
+    """Replicated, partial, or sharded along a chain."""
+
+    kind: str
+    """`R`, `P` or `S`."""
+    chain: Chain | None = None
+
+    def __str__(self) -> str:
+        return self.kind if self.chain is None else f"S({self.chain})"
+
+
+REPLICATE = Placement("R")
+PARTIAL = Placement("P")
+
+
+@dataclass(frozen=True)
+class Sharding:
+    """A placement together with what it does to the dims of one value."""
+
+    placement: Placement
+    splits: tuple[DimSplit, ...] = ()
+
+    @property
+    def is_replicated(self) -> bool:
+        """Whether every rank holds the value."""
+        return self.placement.kind == "R"
+
+    @property
+    def is_partial(self) -> bool:
+        """Whether the value is the sum of what the ranks hold."""
+        return self.placement.kind == "P"
+
+    @property
+    def dims(self) -> tuple[int, ...]:
+        """Dims that are split."""
+        return tuple(split.dim for split in self.splits)
+
+    @property
+    def layouts(self) -> tuple[Layout, ...]:
+        """Index ranges of the split dims; empty where they are no constants."""
+        layouts = tuple(split.layout for split in self.splits if split.layout is not None)
+        return layouts if len(layouts) == len(self.splits) else ()
+
+    def split_of(self, dim: int) -> DimSplit | None:
+        """The split of one dim, or None."""
+        return next((split for split in self.splits if split.dim == dim), None)
+
+    def fraction(self, rank: int) -> float:
+        """Share of the whole value that `rank` holds."""
+        share = 1.0
+        for split in self.splits:
+            share *= split.parts[rank] / split.whole
+        return share
+
+    @property
+    def largest_fraction(self) -> float:
+        """Share of the whole value that the fullest rank holds."""
+        ranks = len(self.splits[0].parts) if self.splits else 0
+        return max((self.fraction(rank) for rank in range(ranks)), default=1.0)
+
+
+WHOLE = Sharding(REPLICATE)
+SUM = Sharding(PARTIAL)
