@@ -12,8 +12,7 @@ DEV    := $(VENV)/.installed-dev
 .PHONY: help venv demo test lint format models demo-model bench table clean distclean
 
 help:  ## list the targets
-	@sed -n 's/^\([a-z-]*\):[^#]*## \(.*\)/  make \1|\2/p' Makefile | column -t -s '|' 2>/dev/null \
-	  || sed -n 's/^\([a-z-]*\):[^#]*## \(.*\)/  make \1: \2/p' Makefile
+	@$(PYTHON) -c 'import re; [print(f"  make {name:10}  {text}") for name, text in re.findall(r"^([a-z-]+):.*## (.*)", open("Makefile").read(), re.M)]'
 
 $(BIN)/python:
 	@echo "[venv] creating $(VENV) with $$($(PYTHON) --version)"

@@ -1,7 +1,7 @@
 """The contract of a backend: who exchanges, who computes, and whether they can run here.
 
-A backend receives one rank's graph (plain ONNX ops and collectives of the `tpcore` dialect) and runs
-it. It knows nothing of sharding rules or plans.
+A backend receives one rank's graph (plain ONNX ops and collectives of the `tpcore` dialect) and
+runs it. It knows nothing of sharding rules or plans.
 """
 
 from __future__ import annotations

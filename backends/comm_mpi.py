@@ -53,6 +53,8 @@ class MpiCommunicator:
         """Run one collective on a contiguous operand, which may serve as the buffer."""
         if self.size == 1:
             return operand
+        if not operand.flags.c_contiguous:
+            operand = operand.copy()
         return _METHODS[type(op)](self, op, operand)
 
     def exchange(self, message: bytes) -> list[bytes]:
@@ -102,7 +104,7 @@ class MpiCommunicator:
         )
 
     def all_gather(self, op: AllGather, operand: np.ndarray) -> np.ndarray:
-        """Gather the parts and put each into its place, or straight into place where they lie so."""
+        """Gather the parts and put each into its place, or straight into place."""
         whole = op.result_shape(operand.shape, self.rank)
         shapes = [op.operand_shape(whole, rank) for rank in range(self.size)]
         parts = self._gather_parts(operand, shapes)

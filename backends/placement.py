@@ -1,4 +1,4 @@
-"""Where this process stands in its job, read from the launcher's environment without importing MPI."""
+"""Where this process stands in its job, by the launcher's environment, without importing MPI."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ class Placement:
     local_size: int
     """Ranks on this host."""
     launcher: str
-    """Family of the launcher: 'mpich' (also Intel's), 'openmpi', 'pmix', or '' without a launcher."""
+    """Family of the launcher: 'mpich' (Intel's too), 'openmpi', 'pmix', or '' without one."""
 
 
 _FAMILIES = (

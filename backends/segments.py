@@ -1,7 +1,7 @@
 """Cut one rank's graph at its collectives.
 
-A program is a list of steps in the order in which every rank runs them: segments (plain ONNX models)
-and exchanges (one collective each), by rising tag.
+A program is a list of steps in the order in which every rank runs them: segments (plain ONNX
+models) and exchanges (one collective each), by rising tag.
 
 Invariants:
 - exchange i of every rank is the same collective: order is tag order, never the order of the nodes;
@@ -15,6 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 
 import onnx_ir as ir
 
@@ -82,7 +83,7 @@ def collectives_of(model: ir.Model) -> list[ir.Node]:
         GraphError: two collectives share a tag, or one stands inside a subgraph.
     """
     nodes = sorted((n for n in model.graph if is_collective(n)), key=tag_of)
-    for before, after in zip(nodes, nodes[1:]):
+    for before, after in pairwise(nodes):
         if tag_of(before) == tag_of(after):
             raise GraphError(
                 f"collectives '{before.name}' and '{after.name}' both have tag {tag_of(after)}. "
@@ -124,7 +125,7 @@ class _Cutter:
         steps: list[Step] = []
         for position, nodes in enumerate(groups):
             if position:
-                steps.append(_exchange(collectives[position - 1]))
+                steps.append(exchange_of(collectives[position - 1]))
             if nodes:
                 steps.append(self._segment(position, nodes, needed))
         outputs = tuple(_name(value) for value in self.model.graph.outputs)
@@ -268,7 +269,8 @@ def _operand(node: ir.Node) -> ir.Value:
     return operand
 
 
-def _exchange(node: ir.Node) -> Exchange:
+def exchange_of(node: ir.Node) -> Exchange:
+    """The exchange that a collective node stands for. Raises GraphError."""
     operand = _operand(node)
     return Exchange(
         op=parse_node(node),

@@ -139,12 +139,12 @@ def rotate(
 
 def group_query_attention(
     query: Array,
-    key: Array | None = None,
-    value: Array | None = None,
-    past_key: Array | None = None,
-    past_value: Array | None = None,
-    seqlens_k: Array | None = None,
-    total_sequence_length: Array | None = None,
+    key: Array | None,
+    value: Array | None,
+    past_key: Array | None,
+    past_value: Array | None,
+    seqlens_k: Array,
+    total_sequence_length: Array,
     cos_cache: Array | None = None,
     sin_cache: Array | None = None,
     position_ids: Array | None = None,
@@ -166,28 +166,22 @@ def group_query_attention(
     `query` f[b, s, heads*d] or packed f[b, s, (heads + 2 kv)*d]; past and present f[b, kv, t, d];
     `seqlens_k` i32[b] is the number of valid keys minus one, padding being on the right.
     """
-    if any(extra is not None for extra in unsupported) or other.get("qk_output"):
-        raise NotImplementedError("GroupQueryAttention with quantised cache, q/k norm or qk output")
-    if seqlens_k is None or total_sequence_length is None:
-        raise ValueError("GroupQueryAttention needs seqlens_k and total_sequence_length")
+    _refuse_extras(unsupported, other)
     q, k, v = _query_key_value(query, key, value, num_heads, kv_num_heads)
-    batch, new, total = q.shape[0], q.shape[2], int(np.max(total_sequence_length))
-    past = np.zeros(batch, np.int64) if new == total else seqlens_k.reshape(-1) + 1 - new
+    past, total = _lengths(q.shape[2], seqlens_k, total_sequence_length)
     if do_rotary and cos_cache is not None and sin_cache is not None:
-        at = past[:, None] + np.arange(new) if position_ids is None else position_ids
+        at = past[:, None] + np.arange(q.shape[2]) if position_ids is None else position_ids
         q, k = (rotate(t, at, cos_cache, sin_cache, bool(rotary_interleaved)) for t in (q, k))
     keys, values = _present(past_key, k, past, total), _present(past_value, v, past, total)
-    sees = _visible(past, new, keys.shape[2], local_window_size)
-    bias = np.where(sees[:, None], np.float32(0), np.float32(-np.inf))
-    if attention_bias is not None:
-        short = keys.shape[2] - attention_bias.shape[-1]
-        bias = bias + np.pad(attention_bias, [(0, 0)] * 3 + [(0, short)])
-    group = num_heads // kv_num_heads
-    scaled = q * q.dtype.type(scale or 1 / math.sqrt(q.shape[-1]))
-    scores = _scores(scaled, np.repeat(keys, group, axis=1), softcap) + bias
-    weights = _softmax(scores, head_sink, bool(smooth_softmax))
-    output = weights.astype(q.dtype) @ np.repeat(values, group, axis=1)
-    return _merge_heads(output), keys, values
+    bias = _bias(_visible(past, q.shape[2], keys.shape[2], local_window_size), attention_bias)
+    scores = _scores(q, keys, scale, softcap) + bias
+    weights = _softmax(scores, head_sink, bool(smooth_softmax)).astype(q.dtype)
+    return _merge_heads(weights @ _shared(values, q)), keys, values
+
+
+def _refuse_extras(operands: tuple[Array | None, ...], attributes: dict[str, Any]) -> None:
+    if any(extra is not None for extra in operands) or attributes.get("qk_output"):
+        raise NotImplementedError("GroupQueryAttention with quantised cache, q/k norm or qk output")
 
 
 def _query_key_value(
@@ -202,6 +196,12 @@ def _query_key_value(
         )
     k, v = (t if t.ndim == 4 else _split_heads(t, kv_heads) for t in (key, value))
     return _split_heads(query, heads), k, v
+
+
+def _lengths(new: int, seqlens_k: Array, total: Array) -> tuple[Array, int]:
+    """Keys in the cache before this call, i64[b], and the room for keys after it."""
+    longest, valid = int(np.max(total)), seqlens_k.reshape(-1).astype(np.int64) + 1
+    return (np.zeros_like(valid) if new == longest else valid - new), longest
 
 
 def _present(cache: Array | None, new: Array, past: Array, total: int) -> Array:
@@ -221,9 +221,25 @@ def _visible(past: Array, queries: int, keys: int, window: int) -> Array:
     return np.asarray((j <= i) & ((window < 0) | (j > i - window)))
 
 
-def _scores(q: Array, k: Array, softcap: float) -> Array:
-    scores = (q @ k.swapaxes(-1, -2)).astype(np.float32)
-    return softcap * np.tanh(scores / softcap) if softcap else scores
+def _bias(visible: Array, extra: Array | None) -> Array:
+    """0 where visible and -inf elsewhere, f32[b, 1 or heads, queries, keys], plus `extra`."""
+    bias = np.where(visible[:, None], np.float32(0), np.float32(-np.inf))
+    if extra is None:
+        return bias
+    short = visible.shape[-1] - extra.shape[-1]
+    return np.asarray(bias + np.pad(extra, [(0, 0)] * 3 + [(0, short)]))
+
+
+def _scores(q: Array, keys: Array, scale: float, softcap: float) -> Array:
+    """Scaled and capped products of queries and keys, f32[b, heads, queries, keys]."""
+    scaled = q * q.dtype.type(scale or 1 / math.sqrt(q.shape[-1]))
+    scores = (scaled @ _shared(keys, q).swapaxes(-1, -2)).astype(np.float32)
+    return np.asarray(softcap * np.tanh(scores / softcap) if softcap else scores)
+
+
+def _shared(cache: Array, q: Array) -> Array:
+    """Each kv head once per query head that shares it."""
+    return np.repeat(cache, q.shape[1] // cache.shape[1], axis=1)
 
 
 def _softmax(scores: Array, sink: Array | None, smooth: bool) -> Array:

@@ -55,9 +55,9 @@ class DigestWriter:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        if error is None:
-            os.fsync(self._file.fileno())
-        self._file.close()
+        with self._file:
+            if error is None:
+                os.fsync(self._file.fileno())
 
 
 def write_file(path: Path, contents: bytes) -> Digest:

@@ -11,6 +11,8 @@ class TpcoreError(Exception):
 
     exit_status = 2
     """Process exit status of the command line (2: bad input or request, 3: execution failed)."""
+    agreed = False
+    """Whether every rank raises this same error, so that no rank needs to end the others."""
 
 
 class GraphError(TpcoreError):

@@ -74,17 +74,18 @@ def read_regular_file(path: Path) -> bytes:
     """
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
-        with open(descriptor, "rb") as file:
+        try:
             mode = os.fstat(descriptor).st_mode
             if not stat.S_ISREG(mode):
                 raise GraphError(_not_a_file(path, mode))
-            return file.read()
+            with open(descriptor, "rb", closefd=False) as file:
+                return file.read()
+        finally:
+            os.close(descriptor)
     except FileNotFoundError:
         raise GraphError(
             f"there is no file '{path}'. Check the path, which is taken from '{os.getcwd()}'."
         ) from None
-    except IsADirectoryError:
-        raise GraphError(_not_a_file(path, stat.S_IFDIR)) from None
     except (OSError, ValueError) as error:
         raise GraphError(f"'{path}' cannot be read: {error}. Check its permissions.") from error
 

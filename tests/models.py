@@ -131,6 +131,7 @@ def _export_all(folder: Path) -> None:
         if folder.is_dir():
             return
         unfinished = Path(tempfile.mkdtemp(prefix="unfinished-", dir=folder.parent))
+        unfinished.chmod(0o755)
         try:
             _run_exporter(unfinished)
             unfinished.rename(folder)

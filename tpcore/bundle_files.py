@@ -34,19 +34,19 @@ def open_inside(bundle: Path, name: str) -> BinaryIO:
             for part in folders:
                 folder = os.open(part, FOLDER_FLAGS | os.O_NOFOLLOW, dir_fd=folder)
                 stack.callback(os.close, folder)
-            file = open(os.open(last, FILE_FLAGS, dir_fd=folder), "rb")  # noqa: SIM115
+            descriptor = os.open(last, FILE_FLAGS, dir_fd=folder)
     except OSError as error:
         reason = (error.strerror or str(error)).lower()
         raise BundleError(
             f"bundle '{bundle}' has no usable file {name} ({reason}): regular files in real "
             "folders are expected, links are refused. Copy or write the bundle again."
         ) from error
-    if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
-        file.close()
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
         raise BundleError(
             f"bundle '{bundle}': {name} is not a regular file. Copy or write the bundle again."
         )
-    return file
+    return open(descriptor, "rb")
 
 
 def read_inside(bundle: Path, name: str, max_bytes: int) -> bytes:

@@ -13,7 +13,8 @@ from dataclasses import dataclass
 
 import onnx_ir as ir
 
-from tpcore.factors import Atom, FactorGraph, NodeFactors, atoms_in
+from tpcore.atoms import Atom, atoms_in
+from tpcore.factors import FactorGraph, NodeFactors
 from tpcore.ops import OPS
 from tpcore.rules.spec import OpSpec
 from tpcore.sharding import (

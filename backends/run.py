@@ -1,0 +1,247 @@
+"""Run rank graphs: one rank of a job, or all ranks in lockstep in one process."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Protocol
+
+import numpy as np
+import onnx_ir as ir
+
+from graph.errors import ExecutionError, PlanError, TpcoreError
+
+from .base import Communicator, Executor, Tensor
+from .base import Step as Prepared
+from .comm_local import run_together
+from .handshake import check_sequences, collective_sequence
+from .segments import Exchange, Program, Segment, cut
+
+Hook = Callable[[int, str, np.ndarray], None]
+"""Called with (rank, value name, contents) for every value of every rank, in program order."""
+
+
+class Monitor(Protocol):
+    """Told where a rank is, before and after every step; must take less than a microsecond."""
+
+    def enter(self, step: int) -> None: ...
+
+    def leave(self, step: int) -> None: ...
+
+
+class Silent:
+    """A monitor that keeps nothing."""
+
+    def enter(self, step: int) -> None:
+        """Note that a step begins."""
+
+    def leave(self, step: int) -> None:
+        """Note that a step has ended."""
+
+
+class RankProgram:
+    """One rank's graph, prepared once and run as often as wanted."""
+
+    def __init__(
+        self,
+        model: ir.Model,
+        executor: Executor,
+        communicator: Communicator,
+        *,
+        threads: int = 1,
+        monitor: Monitor | None = None,
+    ) -> None:
+        self.program = cut(model)
+        self.seconds = 0.0
+        """Wall time of all runs so far."""
+        self.exchange_seconds = 0.0
+        """The part of it spent in collectives, waiting for slower ranks included."""
+        self._executor = executor
+        self._communicator = communicator
+        self._monitor = monitor or Silent()
+        self._steps = _prepare(self.program, executor, threads)
+        self._constants = _constants(self.program, executor)
+
+    def run(self, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """Run the graph on this rank's inputs; outputs by name.
+
+        Raises:
+            PlanError: an input is missing, unknown, or of another type or shape.
+            ExecutionError: a node failed.
+        """
+        check_inputs(self.program, inputs)
+        began = time.perf_counter()
+        to_array, monitor = self._executor.to_array, self._monitor
+        values = {name: self._executor.to_tensor(array) for name, array in inputs.items()}
+        values.update(self._constants)
+        for index, (step, prepared) in enumerate(self._steps):
+            monitor.enter(index)
+            if prepared is not None:
+                values.update(prepared(values))
+            elif isinstance(step, Exchange):
+                self._exchange(step, values)
+            monitor.leave(index)
+            for name in step.drop:
+                values.pop(name, None)
+        outputs = {name: to_array(values[name]) for name in self.program.outputs}
+        self.seconds += time.perf_counter() - began
+        return outputs
+
+    def _exchange(self, step: Exchange, values: dict[str, Tensor]) -> None:
+        operand = self._executor.to_array(values[step.operand])
+        if step.keep:
+            operand = operand.copy()
+        began = time.perf_counter()
+        result = self._communicator.run(step.op, operand)
+        self.exchange_seconds += time.perf_counter() - began
+        if result is operand and not step.keep:
+            values[step.result] = values[step.operand]
+        else:
+            values[step.result] = self._executor.to_tensor(result)
+
+
+def run_lockstep(
+    models: Sequence[ir.Model],
+    inputs: Sequence[Mapping[str, np.ndarray]],
+    executor: Executor,
+    *,
+    threads: int = 1,
+    hook: Hook | None = None,
+) -> list[dict[str, np.ndarray]]:
+    """Run the graphs of all ranks in this process, one step of every rank at a time.
+
+    With a `hook`, every value of every rank is computed as an output of its own and shown to it.
+    Raises BundleError if the ranks' collectives differ, and what `RankProgram.run` raises.
+    """
+    return Lockstep(models, executor, threads=threads, expose_all=hook is not None).run(
+        inputs, hook
+    )
+
+
+class Lockstep:
+    """The graphs of all ranks, prepared once to be run in this process."""
+
+    def __init__(
+        self,
+        models: Sequence[ir.Model],
+        executor: Executor,
+        *,
+        threads: int = 1,
+        expose_all: bool = False,
+    ) -> None:
+        check_sequences([collective_sequence(model) for model in models])
+        self._executor = executor
+        self._programs = [cut(model, expose_all=expose_all) for model in models]
+        self._steps = [_prepare(program, executor, threads) for program in self._programs]
+        self._constants = [_constants(program, executor) for program in self._programs]
+
+    def run(
+        self, inputs: Sequence[Mapping[str, np.ndarray]], hook: Hook | None = None
+    ) -> list[dict[str, np.ndarray]]:
+        """Run all ranks on their inputs; outputs by name, per rank."""
+        to_tensor, to_array = self._executor.to_tensor, self._executor.to_array
+        values: list[dict[str, Tensor]] = []
+        for program, given, constants in zip(self._programs, inputs, self._constants):
+            check_inputs(program, given)
+            values.append({n: to_tensor(array) for n, array in given.items()} | constants)
+        queues = [iter(steps) for steps in self._steps]
+        while True:
+            waiting = [
+                self._until_exchange(rank, queue, held, hook)
+                for rank, (queue, held) in enumerate(zip(queues, values))
+            ]
+            if waiting[0] is None:
+                break
+            self._exchange([step for step in waiting if step is not None], values, hook)
+        return [
+            {name: to_array(held[name]) for name in program.outputs}
+            for program, held in zip(self._programs, values)
+        ]
+
+    def _until_exchange(
+        self, rank: int, queue: Steps, values: dict[str, Tensor], hook: Hook | None
+    ) -> Exchange | None:
+        """Run a rank's segments up to its next collective, which is returned."""
+        for step, prepared in queue:
+            if isinstance(step, Exchange):
+                return step
+            if prepared is not None:
+                try:
+                    made = prepared(values)
+                except TpcoreError as error:
+                    raise ExecutionError(f"rank {rank}: {error}") from error
+                values.update(made)
+                self._show(rank, made, hook)
+            for name in step.drop:
+                values.pop(name, None)
+        return None
+
+    def _exchange(
+        self, steps: Sequence[Exchange], values: list[dict[str, Tensor]], hook: Hook | None
+    ) -> None:
+        operands = [
+            self._executor.to_array(held[step.operand]) for step, held in zip(steps, values)
+        ]
+        results = run_together(steps[0].op, operands)
+        for rank, (step, held, result) in enumerate(zip(steps, values, results)):
+            held[step.result] = self._executor.to_tensor(result)
+            self._show(rank, {step.result: held[step.result]}, hook)
+            for name in step.drop:
+                held.pop(name, None)
+
+    def _show(self, rank: int, values: Mapping[str, Tensor], hook: Hook | None) -> None:
+        if hook is not None:
+            for name, tensor in values.items():
+                hook(rank, name, self._executor.to_array(tensor))
+
+
+def check_inputs(program: Program, inputs: Mapping[str, np.ndarray]) -> None:
+    """Compare inputs with what the graph declares. Raises PlanError with all that is wrong."""
+    wrong = [f"'{name}' is no input" for name in inputs if name not in _names(program)]
+    for value in program.inputs:
+        array = inputs.get(value.name or "")
+        if array is None:
+            wrong.append(f"'{value.name}' is missing")
+        elif not _fits(value, array):
+            wrong.append(
+                f"'{value.name}' is {array.dtype}{list(array.shape)} where the graph has "
+                f"{value.dtype.numpy() if value.dtype is not None else '?'}{value.shape}"
+            )
+    if wrong:
+        raise PlanError(
+            f"the inputs do not fit the graph: {'; '.join(wrong)}. "
+            f"Inputs of the graph: {', '.join(_names(program))}."
+        )
+
+
+def _names(program: Program) -> list[str]:
+    return [value.name or "" for value in program.inputs]
+
+
+def _fits(value: ir.Value, array: np.ndarray) -> bool:
+    if value.dtype is not None and value.dtype.numpy() != array.dtype:
+        return False
+    if value.shape is None:
+        return True
+    sizes = tuple(value.shape)
+    return len(sizes) == array.ndim and all(
+        not isinstance(size, int) or size == given for size, given in zip(sizes, array.shape)
+    )
+
+
+PreparedStep = tuple[Segment | Exchange, Prepared | None]
+Steps = Iterator[PreparedStep]
+
+
+def _prepare(program: Program, executor: Executor, threads: int) -> list[PreparedStep]:
+    return [
+        (step, executor.prepare(step.model, threads) if isinstance(step, Segment) else None)
+        for step in program.steps
+    ]
+
+
+def _constants(program: Program, executor: Executor) -> dict[str, Tensor]:
+    return {
+        name: executor.to_tensor(np.array(tensor.numpy()))
+        for name, tensor in program.constants.items()
+    }

@@ -1,0 +1,154 @@
+"""Atoms: the indivisible pieces of dims, and the equations between products of them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from graph.dims import Dim, divide, product
+
+
+class Atom:
+    """An indivisible piece of a dim; after `unify`, one of several names for the same thing."""
+
+    __slots__ = ("parent", "parts", "segments", "size")
+
+    def __init__(self, size: Dim) -> None:
+        self.size = size
+        self.parent: Atom | None = None
+        self.parts: list[Atom] | None = None
+        """Product of smaller atoms, where refined."""
+        self.segments: list[list[Atom]] | None = None
+        """Direct sum of products, where packed."""
+
+    def root(self) -> Atom:
+        """The atom this one stands for."""
+        atom = self
+        while atom.parent is not None:
+            if atom.parent.parent is not None:
+                atom.parent = atom.parent.parent
+            atom = atom.parent
+        return atom
+
+    def __repr__(self) -> str:
+        return str(self.size)
+
+
+Atoms = list[Atom]
+
+
+def resolve(atoms: Iterable[Atom]) -> Atoms:
+    """Roots, with refined atoms replaced by their parts and atoms of size one left out."""
+    found: Atoms = []
+    for atom in atoms:
+        root = atom.root()
+        if root.parts is not None:
+            found.extend(resolve(root.parts))
+        elif root.size != 1:
+            found.append(root)
+    return found
+
+
+def unify(left: Sequence[Atom], right: Sequence[Atom]) -> None:
+    """Make two products of atoms the same as far as their sizes allow, from the major end."""
+    a, b = resolve(left), resolve(right)
+    while a and b:
+        x, y = a.pop(0), b.pop(0)
+        if x is y:
+            continue
+        if x.size == y.size:
+            _merge(x, y)
+        elif (rest := divide(x.size, y.size)) is not None and x.segments is None:
+            a.insert(0, _refine(x, y, rest))
+        elif (rest := divide(y.size, x.size)) is not None and y.segments is None:
+            b.insert(0, _refine(y, x, rest))
+        else:
+            return
+        a, b = resolve(a), resolve(b)
+
+
+def _refine(big: Atom, major: Atom, rest: Dim) -> Atom:
+    minor = Atom(rest)
+    big.parts = [major, minor]
+    return minor
+
+
+def _merge(x: Atom, y: Atom) -> None:
+    if y.segments is not None:
+        x, y = y, x
+    y.parent = x
+    if x.segments is not None and y.segments is not None:
+        segments, y.segments = y.segments, None
+        unify_segments([x], segments)
+
+
+def unify_segments(packed: Sequence[Atom], segments: Sequence[Sequence[Atom]]) -> None:
+    """Equate a dim with the direct sum of `segments`; sizes must be ints."""
+    atoms = resolve(packed)
+    if len(segments) == 1:
+        return unify(atoms, segments[0])
+    if len(atoms) != 1:
+        return None
+    atom = atoms[0]
+    if atom.segments is None:
+        atom.segments = [list(segment) for segment in segments]
+        return None
+    have = [list(segment) for segment in atom.segments]
+    want = [list(segment) for segment in segments]
+    while have and want:
+        _match_first(have, want)
+    return None
+
+
+def _match_first(have: list[Atoms], want: list[Atoms]) -> None:
+    """Take equal stretches off both lists and equate them; the longer side must be one atom."""
+    stretch_a, stretch_b = [have.pop(0)], [want.pop(0)]
+    while (a := extent(stretch_a)) != (b := extent(stretch_b)):
+        if a < b and have:
+            stretch_a.append(have.pop(0))
+        elif b < a and want:
+            stretch_b.append(want.pop(0))
+        else:
+            have.clear()
+            return
+    if len(stretch_a) == 1:
+        unify_segments(stretch_a[0], stretch_b)
+    elif len(stretch_b) == 1:
+        unify_segments(stretch_b[0], stretch_a)
+
+
+def extent(segments: Sequence[Sequence[Atom]]) -> int:
+    sizes = [product(atom.size for atom in segment) for segment in segments]
+    return sum(size for size in sizes if isinstance(size, int))
+
+
+Item = Any
+"""Part of a dim in normal form: an atom, or a tuple of segments (each a tuple of items)."""
+
+
+def normal(atoms: Iterable[Atom]) -> tuple[Item, ...]:
+    """A dim in a form that is equal where the dims are the same."""
+    return tuple(
+        atom if atom.segments is None else tuple(flat_segments(atom)) for atom in resolve(atoms)
+    )
+
+
+def flat_segments(atom: Atom) -> list[tuple[Item, ...]]:
+    flat: list[tuple[Item, ...]] = []
+    for segment in atom.segments or []:
+        items = resolve(segment)
+        if len(items) == 1 and items[0].segments is not None:
+            flat.extend(flat_segments(items[0]))
+        else:
+            flat.append(normal(items))
+    return flat
+
+
+def atoms_in(items: Iterable[Item]) -> set[Atom]:
+    """All atoms of a dim in normal form."""
+    found: set[Atom] = set()
+    for item in items:
+        found |= atoms_in(i for segment in item for i in segment) if isinstance(item, tuple) else {
+            item
+        }
+    return found

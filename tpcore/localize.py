@@ -1,0 +1,156 @@
+"""Make one rank's graph: local weights, local shape constants and attributes, no helper ops left."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import onnx_ir as ir
+
+from graph.dialect import DOMAIN, VERSION, is_collective
+from graph.dims import Dim, divide
+from graph.layout import box_of
+from graph.weights import ShardTensor
+from tpcore.atoms import normal
+from tpcore.factors import NodeFactors
+from tpcore.insert_reshards import ShardedGraph
+from tpcore.legalize import KEEP_ON_ROOT, LOCAL_SLICE
+from tpcore.localizers import LocalNode
+from tpcore.ops import OPS
+from tpcore.sharding import Chain, Sharding, split_dim
+
+MAX_IR_VERSION = 13
+ROOT = 0
+"""The rank that holds the value of a partial constant; all others hold zeros."""
+
+
+def localize(sharded: ShardedGraph, rank: int) -> ir.Model:
+    """The graph of one rank; the sharded graph stays as it is."""
+    model = sharded.model.clone()
+    graph = model.graph
+    model.ir_version = min(max(model.ir_version, 8), MAX_IR_VERSION)
+    for value in graph.initializers.values():
+        _localize_weight(value, sharded.held(value), rank)
+    for source, node in zip(list(sharded.model.graph), list(graph), strict=True):
+        local = LocalNode(node, source, rank, graph, sharded.shapes, sharded.shardings)
+        _localize_node(sharded, local)
+    _set_shapes(sharded, graph, rank)
+    _drop_unused(graph)
+    if any(node.domain == DOMAIN for node in graph):
+        graph.opset_imports[DOMAIN] = VERSION
+    return model
+
+
+def _localize_weight(value: ir.Value, held: Sharding, rank: int) -> None:
+    tensor = value.const_value
+    if tensor is None:
+        return
+    box = box_of(held.dims, held.layouts, rank, len(tensor.shape))
+    part = ShardTensor(tensor, box, zero=held.is_partial and rank != ROOT)
+    part.name = value.name
+    value.const_value = part
+    value.shape = part.shape
+
+
+def _localize_node(sharded: ShardedGraph, local: LocalNode) -> None:
+    node = local.node
+    if node.domain == DOMAIN:
+        _localize_step(local)
+        return
+    chain = sharded.chains.get(node.name or "")
+    spec = OPS.get((node.domain, node.op_type))
+    bound = sharded.plan.space.factors.nodes.get(local.source)
+    if spec is None or chain is None or bound is None:
+        return
+    for name, factors in spec.attributes.items():
+        if name in node.attributes:
+            size = _local_product(bound, factors.split(), chain, local.rank)
+            node.attributes[name] = ir.AttrInt64(name, size)
+    if spec.localize is not None:
+        spec.localize(local)
+
+
+def _local_product(bound: NodeFactors, factors: list[str], chain: Chain, rank: int) -> int:
+    size = 1
+    for name in factors:
+        if name not in bound.factors:
+            continue
+        items = normal(bound.factors[name])
+        split = split_dim(0, items, chain)
+        whole = math.prod(item.size for item in items if not isinstance(item, tuple))
+        size *= split.parts[rank] if split else whole
+    return size
+
+
+def _localize_step(local: LocalNode) -> None:
+    """Replace a helper op by the plain nodes of this rank."""
+    node, value = local.node, local.node.inputs[0]
+    if value is None or is_collective(node):
+        return
+    if node.op_type == LOCAL_SLICE:
+        held = local.held(local.source.outputs[0])
+        for split in held.splits:
+            if split.layout is not None:
+                value = _take(local, value, split.dim, split.layout.ranges[local.rank])
+        local.become(value)
+    elif node.op_type == KEEP_ON_ROOT:
+        local.become(_root_or_zeros(local, value))
+
+
+def _take(
+    local: LocalNode, value: ir.Value, dim: int, ranges: tuple[tuple[int, int], ...]
+) -> ir.Value:
+    """One Slice where the rank holds one range, else a Gather of the indices."""
+    label = f"dim{dim}"
+    if len(ranges) == 1:
+        start, stop = (
+            local.constant(np.array([bound], np.int64), f"{label}_{name}")
+            for bound, name in zip(ranges[0], ("start", "stop"), strict=True)
+        )
+        axis = local.constant(np.array([dim], np.int64), f"{label}_axis")
+        return local.emit("Slice", [value, start, stop, axis], label)
+    indices = np.concatenate([np.arange(start, stop) for start, stop in ranges])
+    index = local.constant(indices.astype(np.int64), f"{label}_indices")
+    return local.emit("Gather", [value, index], label, attributes={"axis": dim})
+
+
+def _root_or_zeros(local: LocalNode, value: ir.Value) -> ir.Value:
+    if local.rank == ROOT:
+        return local.emit("Identity", [value], "keep")
+    dtype = value.dtype or ir.DataType.FLOAT
+    shape = local.emit("Shape", [value], "shape", dtype=ir.DataType.INT64)
+    zero = ir.AttrTensor("value", ir.tensor(np.zeros(1, dtype.numpy())))
+    return local.emit(
+        "ConstantOfShape", [shape], "zeros", dtype=dtype, attributes={"value": zero}
+    )
+
+
+def _set_shapes(sharded: ShardedGraph, graph: ir.Graph, rank: int) -> None:
+    by_name = {value.name: dims for value, dims in sharded.shapes.dims.items()}
+    for value in [*graph.inputs, *(out for node in graph for out in node.outputs)]:
+        dims = by_name.get(value.name)
+        if dims is None:
+            value.shape = None
+            continue
+        held = sharded.shardings.get(value.name or "")
+        local = [
+            local_size(size, held, i, rank) if held else size for i, size in enumerate(dims)
+        ]
+        value.shape = ir.Shape([s if isinstance(s, int) else str(s) for s in local])
+
+
+def local_size(size: Dim, held: Sharding, dim: int, rank: int) -> Dim:
+    """Size of a dim on `rank`."""
+    split = held.split_of(dim)
+    if split is None:
+        return size
+    units = divide(size, split.whole)
+    return size if units is None else units * split.parts[rank]
+
+
+def _drop_unused(graph: ir.Graph) -> None:
+    for name, value in list(graph.initializers.items()):
+        if not value.uses() and not value.is_graph_output():
+            del graph.initializers[name]
+
+

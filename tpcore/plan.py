@@ -1,0 +1,140 @@
+"""A plan: how every value is held and why; a JSON file one can read, change and pass back."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import onnx_ir as ir
+
+from graph.errors import PlanError
+from graph.mesh import Mesh
+from graph.shapes import Shapes
+from tpcore.factors import solve_factors
+from tpcore.planner.cost import SHARED_MEMORY_CPU, CostModel, Topology, default_price
+from tpcore.planner.problem import Choices, choose, find_states, placement_text
+from tpcore.sharding import Sharding
+from tpcore.strategies import StrategySpace
+
+PLAN_VERSION = 1
+PRESETS = ("auto", "replicate")
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The choices for one graph, and what they were made from."""
+
+    mesh: Mesh
+    model: ir.Model
+    """The canonical model the plan is for."""
+    shapes: Shapes
+    space: StrategySpace
+    choices: Choices
+    sizes: Mapping[str, int] = field(default_factory=dict)
+    """Sizes of symbolic dims that costs were computed for."""
+
+    def held(self, value: ir.Value) -> Sharding:
+        """How `value` is held."""
+        return self.space.sharding(value, self.choices.hub[value])
+
+    @property
+    def states(self) -> dict[ir.Value, ir.Value]:
+        """Graph input -> output pairs that carry a state."""
+        return find_states(self.model.graph)
+
+    def to_json(self) -> dict[str, Any]:
+        """The plan as plain data: mesh, value -> placement, node -> strategy."""
+        return {
+            "version": PLAN_VERSION,
+            "mesh": dict(self.mesh.axes),
+            "sizes": dict(self.sizes),
+            "seconds": self.choices.seconds,
+            "values": {
+                value.name: placement_text(self.held(value)) for value in self.choices.hub
+            },
+            "nodes": {node.name: s.name for node, s in self.choices.strategy.items()},
+        }
+
+
+def make_plan(
+    model: ir.Model,
+    shapes: Shapes,
+    ranks: int,
+    *,
+    preset: str = "auto",
+    topology: Topology = SHARED_MEMORY_CPU,
+    sizes: Mapping[str, int] | None = None,
+) -> Plan:
+    """Plan the split of a canonical model over `ranks` ranks.
+
+    `preset` is `auto`, `replicate` or the path of a plan file.
+
+    Raises:
+        PlanError: `ranks` is more than any dim allows, or the plan file does not fit.
+    """
+    space = StrategySpace(model.graph, solve_factors(model.graph, shapes), ranks)
+    _check_ranks(space, model, ranks)
+    pins: dict[str, str] = {}
+    if preset == "replicate":
+        pins = {value.name or "": "R" for value in model.graph.initializers.values()}
+    elif preset != "auto":
+        pins = read_pins(Path(preset), ranks)
+    price = default_price(model.graph, topology)
+    cost = CostModel(topology, shapes, ranks, dict(sizes or {}), price)
+    choices = choose(space, cost, pins)
+    return Plan(Mesh.of(tp=ranks), model, shapes, space, choices, dict(sizes or {}))
+
+
+def _check_ranks(space: StrategySpace, model: ir.Model, ranks: int) -> None:
+    if ranks == 1 or space.chains:
+        return
+    weights = [v for v in model.graph.initializers.values() if v.const_value is not None]
+    sizes = {
+        (int(size), v.name)
+        for v in weights
+        if len(v.const_value.shape) >= 2 and not v.const_value.dtype.is_integer()  # type: ignore[union-attr]
+        for size in v.const_value.shape.numpy()  # type: ignore[union-attr]
+    }
+    if not sizes:
+        raise PlanError(
+            f"cannot split graph '{model.graph.name}' over tp={ranks}: it has no weight of two or "
+            "more dims. Choose tp=1."
+        )
+    largest, name = max(sizes)
+    raise PlanError(
+        f"cannot split over tp={ranks}: the largest dim of any weight is {largest} (of '{name}'), "
+        f"and {ranks} ranks would leave some of them without a part. Choose tp up to {largest}."
+    )
+
+
+def read_pins(path: Path, ranks: int) -> dict[str, str]:
+    """Placements per value name from a plan file.
+
+    Raises:
+        PlanError: no such file, not a plan, or a plan for another number of ranks.
+    """
+    try:
+        data = json.loads(path.read_text())
+        version, mesh, values = data["version"], data["mesh"], data["values"]
+    except OSError as error:
+        raise PlanError(
+            f"plan '{path}' cannot be read: {error.strerror}. "
+            f"Give a plan file or one of: {', '.join(PRESETS)}."
+        ) from error
+    except (ValueError, KeyError, TypeError) as error:
+        raise PlanError(
+            f"'{path}' is not a plan file ({error}). Write one with 'tpcore plan MODEL --tp N -o'."
+        ) from error
+    if version != PLAN_VERSION:
+        raise PlanError(
+            f"plan '{path}' has version {version}, this tpcore reads {PLAN_VERSION}. Plan again."
+        )
+    if mesh != {"tp": ranks}:
+        raise PlanError(
+            f"plan '{path}' is for mesh {mesh}, the request is for tp={ranks}. "
+            "Plan again for this number of ranks."
+        )
+    return {str(name): str(text) for name, text in values.items()}
