@@ -39,7 +39,7 @@ class ShardTensor(ir.LazyTensor):
         return np.zeros_like(part) if self.zero else part
 
     def _evaluate(self) -> ir.TensorProtocol:
-        return ir.Tensor(np.ascontiguousarray(self.part_of(read_whole(self.source))))
+        return ir.Tensor(np.asarray(self.part_of(read_whole(self.source)), order="C"))
 
 
 def read_whole(tensor: ir.TensorProtocol) -> np.ndarray:
@@ -61,7 +61,7 @@ def transposed(source: ir.TensorProtocol, perm: Sequence[int]) -> ir.LazyTensor:
     sizes = source.shape.numpy()
 
     def evaluate() -> ir.TensorProtocol:
-        return ir.Tensor(np.ascontiguousarray(np.transpose(read_whole(source), perm)))
+        return ir.Tensor(np.asarray(np.transpose(read_whole(source), perm), order="C"))
 
     shape = ir.Shape([sizes[axis] for axis in perm])
     return ir.LazyTensor(evaluate, source.dtype, shape, name=source.name)
