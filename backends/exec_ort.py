@@ -32,6 +32,9 @@ from .placement import local_ranks, usable_cores
 INLINE_BYTES = 1024
 """Weights up to this size travel inside the model."""
 
+GIVEN = "given-at-load"
+"""Location of a weight that is handed over beside the model."""
+
 _C = ort.capi._pybind_state
 _CPU = ort.OrtDevice.make("cpu", 0)._get_c_device()
 _QUIET = 3
@@ -60,7 +63,7 @@ class OrtExecutor:
         """Make a session of a plain ONNX model. Raises ExecutionError if it refuses the model."""
         options = self._options(threads)
         weights = _large_weights(segment)
-        with _named_only(weights):
+        with _named_only(weights), _inlined(segment):
             proto = ir.to_proto(segment).SerializeToString()
         given = _hand_over(options, weights)
         try:
@@ -182,7 +185,7 @@ def _named_only(weights: list[ir.Value]) -> Iterator[None]:
     for value, tensor in zip(weights, tensors):
         if tensor is not None and value.name:
             value.const_value = ir.ExternalTensor(
-                "given-at-load",
+                GIVEN,
                 0,
                 tensor.nbytes,
                 tensor.dtype,
@@ -193,6 +196,24 @@ def _named_only(weights: list[ir.Value]) -> Iterator[None]:
         yield
     finally:
         for value, tensor in zip(weights, tensors):
+            value.const_value = tensor
+
+
+@contextmanager
+def _inlined(segment: ir.Model) -> Iterator[None]:
+    """While inside, small weights that lie in a file are part of the model."""
+    small = [
+        (value, tensor)
+        for value in segment.graph.initializers.values()
+        if isinstance(tensor := value.const_value, ir.ExternalTensor) and value.name
+        if str(tensor.location) != GIVEN
+    ]
+    for value, tensor in small:
+        value.const_value = ir.Tensor(np.array(tensor.numpy()), dtype=tensor.dtype, name=value.name)
+    try:
+        yield
+    finally:
+        for value, tensor in small:
             value.const_value = tensor
 
 

@@ -33,6 +33,8 @@ class Shapes:
 
     dims: dict[ir.Value, Dims] = field(default_factory=dict)
     contents: dict[ir.Value, Contents] = field(default_factory=dict)
+    equal: dict[str, int] = field(default_factory=dict)
+    """Symbols an op's meaning gives a number: the head size of a cache declared as `[…, size]`."""
     fresh: int = 0
 
     def of(self, value: ir.Value) -> Dims:
@@ -343,7 +345,12 @@ def _group_query_attention(c: Context) -> list[Dims]:
     size = divide(width, heads + 2 * kv_heads if packed else heads)
     if size is None:
         raise KeyError("head size")
-    past = c.dims(3)[2] if c.operand(3) is not None else 0
+    past: Dim = 0
+    if c.operand(3) is not None:
+        past = c.dims(3)[2]
+        declared = c.dims(3)[3]
+        if isinstance(declared, Expr) and isinstance(size, int):
+            c.shapes.equal[str(declared)] = size
     cache: Dims = (batch, kv_heads, _total(c, past, length), size)
     return [(batch, length, size * heads), cache, cache]
 

@@ -42,13 +42,22 @@ class Strategy:
 class StrategySpace:
     """Chains, shardings of values and strategies of nodes for one graph on `ranks` ranks."""
 
-    def __init__(self, graph: ir.Graph, factors: FactorGraph, ranks: int) -> None:
+    def __init__(
+        self,
+        graph: ir.Graph,
+        factors: FactorGraph,
+        ranks: int,
+        splittable: Iterable[ir.Value] | None = None,
+    ) -> None:
+        """Chains are those that split one of `splittable`, which are the weights if not given."""
         self.graph = graph
         self.factors = factors
         self.ranks = ranks
         self._atoms: dict[ir.Value, set[Atom]] = {}
         self._shardings: dict[tuple[ir.Value, Placement], Sharding] = {}
-        self.chains = find_chains(graph, factors, ranks) if ranks > 1 else []
+        if splittable is None:
+            splittable = [v for v in graph.initializers.values() if _is_weight(v)]
+        self.chains = find_chains(factors, splittable, ranks) if ranks > 1 else []
 
     def atoms_of(self, value: ir.Value | None) -> set[Atom]:
         """All atoms of the dims of `value`."""
@@ -147,14 +156,13 @@ def _partial(node: ir.Node, operands: tuple[int, ...]) -> Strategy | None:
     return Strategy("partial", places, (PARTIAL,) * len(node.outputs))
 
 
-def find_chains(graph: ir.Graph, factors: FactorGraph, ranks: int) -> list[Chain]:
-    """All chains that split some dim of some weight into `ranks` parts, none of them empty."""
+def find_chains(factors: FactorGraph, splittable: Iterable[ir.Value], ranks: int) -> list[Chain]:
+    """All chains that split some dim of some value into `ranks` parts, none of them empty."""
     starts: dict[Atom, None] = {}
     followers: dict[Atom, dict[Atom, None]] = {}
-    for value in graph.initializers.values():
-        if _is_weight(value):
-            for product in _products(factors, value):
-                starts.update(dict.fromkeys(product[:1]))
+    for value in splittable:
+        for product in _products(factors, value):
+            starts.update(dict.fromkeys(product[:1]))
     for value in list(factors.dims):
         for product in _products(factors, value):
             for major, minor in zip(product, product[1:], strict=False):

@@ -1,0 +1,243 @@
+"""Watch the ranks of one host: notice the dead, the stopped and the failed, and say so once.
+
+The watcher is a process of its own: our launcher, or under a plain `mpirun` a small one beside the
+ranks. MPI's launcher kills all ranks within a millisecond of the first death, before a thread of
+theirs could speak, and a thread could not run in a rank that is stopped.
+
+A rank's death is seen by its pipe, which the kernel closes together with MPI's own; epoll reports
+pipes in the order in which they close, so the first one is the rank that died by itself.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import select
+import signal
+import struct
+import sys
+import time
+from pathlib import Path
+
+from .flight import (
+    DONE,
+    FAILED,
+    Failure,
+    RankState,
+    claim_failure,
+    clean,
+    read_failure,
+    read_rank,
+    write_report,
+)
+
+TICK_SECONDS = 0.2
+"""How often the clocks of the ranks are read; deaths are seen at once."""
+START_SECONDS = 120.0
+"""The least time that ranks may wait for each other before their first step (they load weights)."""
+GRACE_SECONDS = 2.0
+"""How long ranks may take to end by themselves once one of them has failed."""
+_PIDFD_GET_INFO, _PIDFD_INFO_EXIT, _EXIT_CODE_OFFSET = 0xC040FF0B, 8, 60
+"""Linux 6.15 and later: ioctl, flag and offset for the wait status of a process that is gone."""
+
+
+class Watcher:
+    """Watches those ranks of a job that run on this host."""
+
+    def __init__(self, run_dir: Path, size: int, timeout_seconds: float) -> None:
+        self.run_dir = run_dir
+        self._size = size
+        self._timeout = timeout_seconds
+        self._poll = select.epoll()
+        self._pipes: dict[int, int] = {}
+        """Pipe → rank, of those alive."""
+        self._handles: dict[int, int] = {}
+        """Rank → process handle, of all that were seen."""
+
+    @property
+    def seen(self) -> int:
+        """Number of ranks that have come up so far."""
+        return len(self._handles)
+
+    @property
+    def alive(self) -> int:
+        """Number of ranks that have come up and not ended."""
+        return len(self._pipes)
+
+    def poll(self, wait_seconds: float) -> Failure | None:
+        """Wait for something to happen; returns the job's failure once there is one."""
+        self._adopt()
+        gone = [self._pipes[pipe] for pipe, _ in self._poll.poll(wait_seconds)]
+        for rank in gone:
+            self._forget(rank)
+        for rank in gone:
+            failure = self._judge_end(rank)
+            if failure is not None:
+                return failure
+        return read_failure(self.run_dir) or self._judge_waits()
+
+    def states(self) -> list[RankState]:
+        """The states of all ranks seen."""
+        found = (read_rank(self.run_dir, rank) for rank in sorted(self._handles))
+        return [state for state in found if state is not None]
+
+    def end(self, failure: Failure) -> bool:
+        """Publish a failure, let the ranks end, kill those that do not; True if it is ours."""
+        first = claim_failure(self.run_dir, failure)
+        if not failure.agreed:
+            for state in self.states():
+                write_report(self.run_dir, state.rank, failure.message)
+        deadline = time.monotonic() + (0 if first else GRACE_SECONDS)
+        while self.alive and time.monotonic() < deadline:
+            for pipe, _ in self._poll.poll(0.05):
+                self._forget(self._pipes[pipe])
+        self.kill()
+        return first
+
+    def kill(self) -> None:
+        """Kill every rank that is left, the stopped ones included."""
+        for rank in self._pipes.values():
+            with contextlib.suppress(OSError):
+                signal.pidfd_send_signal(self._handles[rank], signal.SIGKILL)
+
+    def _adopt(self) -> None:
+        """Begin to watch ranks that have come up."""
+        for rank in range(self._size):
+            if rank in self._handles:
+                continue
+            state = read_rank(self.run_dir, rank)
+            if state is None:
+                continue
+            pipe = os.open(self.run_dir / f"rank{rank}.alive", os.O_RDONLY | os.O_NONBLOCK)
+            self._pipes[pipe] = rank
+            self._poll.register(pipe, 0)
+            self._handles[rank] = _handle(state.pid)
+
+    def _forget(self, rank: int) -> None:
+        pipe = next(pipe for pipe, held in self._pipes.items() if held == rank)
+        self._poll.unregister(pipe)
+        os.close(pipe)
+        del self._pipes[pipe]
+
+    def _judge_end(self, rank: int) -> Failure | None:
+        """What it means that a rank's process has ended."""
+        state = read_rank(self.run_dir, rank)
+        if state is None or state.state == DONE:
+            return None
+        known = read_failure(self.run_dir)
+        if known is not None or state.state == FAILED:
+            return known
+        cause = _cause(state.pid, self._handles[rank])
+        return Failure(
+            f"rank {rank} (pid {state.pid} on {state.host}) {cause} {state.where}. "
+            "The other ranks were ended. If nobody killed it, look for its reason in the system's "
+            "log; a rank that runs out of memory is killed like this.",
+            3,
+        )
+
+    def _judge_waits(self) -> Failure | None:
+        """Whether a rank has waited too long, and for whom."""
+        now, states = time.monotonic(), self.states()
+        for state in states:
+            limit = self._timeout if state.step > 1 else max(self._timeout, START_SECONDS)
+            if state.waiting and now - state.since > limit:
+                return Failure(self._blame(state, states, limit), 3)
+        return None
+
+    def _blame(self, waiter: RankState, states: list[RankState], limit: float) -> str:
+        stopped = [state for state in states if _process_state(state.pid) in ("T", "t")]
+        behind = [state for state in states if state.entered < waiter.entered]
+        late = stopped or behind
+        if not late:
+            return (
+                f"rank {waiter.rank} has waited {limit:g} s in {waiter.place}, and every other rank "
+                f"of {waiter.host} as well. Look at the ranks of other hosts and at the network."
+            )
+        names = " and ".join(
+            f"rank {s.rank} (pid {s.pid}) {'is stopped' if s in stopped else 'is still'} {s.where}"
+            for s in late
+        )
+        return (
+            f"{names}, and rank {waiter.rank} has waited {limit:g} s for it in {waiter.place}. "
+            f"All ranks were ended. If a rank is only slow, allow more than --timeout {limit:g}."
+        )
+
+
+def _handle(pid: int) -> int:
+    try:
+        return os.pidfd_open(pid)
+    except OSError:
+        return -1
+
+
+def _process_state(pid: int) -> str:
+    """The state letter of a process (T is stopped, Z ended), '' if it is gone."""
+    return _stat(pid)[0]
+
+
+def _stat(pid: int) -> tuple[str, int]:
+    """State letter and wait status of a process, as /proc has them."""
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    except OSError:
+        return "", -1
+    return fields[0], int(fields[-1])
+
+
+def _cause(pid: int, handle: int) -> str:
+    """How a process ended, in words; a few tries, since its parent may not have noticed yet."""
+    for _ in range(40):
+        state, status = _stat(pid)
+        if state not in ("Z", "X"):
+            status = _exit_info(handle)
+        if status >= 0:
+            killer = status & 0x7F
+            if killer:
+                return f"was killed by {signal.Signals(killer).name}"
+            return f"ended with status {status >> 8}"
+        time.sleep(0.005)
+    return "died"
+
+
+def _exit_info(handle: int) -> int:
+    """The wait status of a process that its parent has reaped; -1 where unknown."""
+    answer = bytearray(64)
+    struct.pack_into("<Q", answer, 0, _PIDFD_INFO_EXIT)
+    try:
+        fcntl.ioctl(handle, _PIDFD_GET_INFO, answer)
+    except (OSError, ValueError):
+        return -1
+    known = struct.unpack_from("<Q", answer, 0)[0] & _PIDFD_INFO_EXIT
+    return int(struct.unpack_from("<i", answer, _EXIT_CODE_OFFSET)[0]) if known else -1
+
+
+def remove_segments(states: list[RankState]) -> None:
+    """Remove the shared-memory files that MPI leaves when its ranks are killed."""
+    for path in {path for state in states for path in state.segments}:
+        Path(path).unlink(missing_ok=True)
+
+
+def told(failure: Failure, run_dir: Path) -> str:
+    """The text for the user: the message, and where the records lie."""
+    if failure.agreed or not any(run_dir.glob("*.flight.json")):
+        return f"error: {failure.message}"
+    return f"error: {failure.message} Records of every rank: {run_dir}"
+
+
+def main() -> None:
+    """Watch the ranks of this host until all have ended: `watch RUN_DIR SIZE RANKS_HERE TIMEOUT`."""
+    run_dir, size, here = Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3])
+    watcher = Watcher(run_dir, size, float(sys.argv[4]))
+    failure = None
+    while failure is None and (watcher.alive or watcher.seen < here):
+        failure = watcher.poll(TICK_SECONDS)
+    if failure is None:
+        clean(run_dir, keep_reports=False)
+        return
+    states = watcher.states()
+    if watcher.end(failure):
+        print(told(failure, run_dir), file=sys.stderr, flush=True)
+    if not failure.agreed:
+        remove_segments(states)
+    clean(run_dir, keep_reports=not failure.agreed)

@@ -1,0 +1,158 @@
+"""What a split amounts to: memory per rank, collectives, bytes on the wire, and what stayed whole."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import onnx_ir as ir
+
+from graph.dialect import is_collective, parse_node
+from graph.dims import bind
+from graph.weights import ShardTensor
+from tpcore.insert_reshards import ShardedGraph
+from tpcore.ops import OPS
+from tpcore.plan import Plan
+from tpcore.sharding import REPLICATE
+
+SHOWN = 8
+"""Unsplit weights shown to a person; programs get all."""
+
+
+def split_report(sharded: ShardedGraph, ranks: Sequence[ir.Model]) -> dict[str, Any]:
+    """The figures of `shard --json` and `inspect --json`.
+
+    Bytes on the wire are lower bounds for the sizes the plan was made for (1 where symbolic).
+    """
+    by_source = _weights_by_source(sharded.model.graph)
+    unsplit = []
+    split_bytes = total = 0
+    for values in by_source:
+        size = values[0].const_value.nbytes  # type: ignore[union-attr]
+        total += size
+        whole = [value for value in values if not sharded.held(value).splits]
+        if whole:
+            unsplit.append(
+                {"name": whole[0].name, "bytes": size, "reason": _reason(sharded.plan, whole[0])}
+            )
+        else:
+            split_bytes += size
+    unsplit.sort(key=lambda entry: -entry["bytes"])
+    return {
+        "world_size": sharded.mesh.size,
+        "collectives": count_collectives(sharded.model),
+        "comm_bytes_per_rank": comm_bytes(sharded),
+        "weight_bytes_total": total,
+        "weight_bytes_per_rank": [weight_bytes(model) for model in ranks],
+        "split_fraction": split_bytes / total if total else 0.0,
+        "unsplit": unsplit,
+    }
+
+
+def _weights_by_source(graph: ir.Graph) -> list[list[ir.Value]]:
+    found: dict[int, list[ir.Value]] = {}
+    for value in graph.initializers.values():
+        if value.const_value is not None:
+            found.setdefault(id(value.const_value), []).append(value)
+    return list(found.values())
+
+
+def count_collectives(model: ir.Model) -> dict[str, int]:
+    """Number of collectives per op."""
+    return dict(Counter(node.op_type for node in model.graph if is_collective(node)))
+
+
+def comm_bytes(sharded: ShardedGraph) -> int:
+    """Lower bound of the bytes a rank sends per run."""
+    total = 0.0
+    for node in sharded.model.graph:
+        if is_collective(node):
+            value = node.outputs[0]
+            count = (value.dtype.bitwidth if value.dtype else 32) / 8
+            for size in sharded.shapes.dims.get(value, ()):
+                count *= bind(size, sharded.plan.sizes)
+            total += parse_node(node).bytes_sent(int(count), sharded.mesh.size)
+    return round(total)
+
+
+def weight_bytes(model: ir.Model) -> int:
+    """Bytes of the weights of one rank; parts that are stored once count once."""
+    parts = {
+        tensor.key: tensor.nbytes
+        for value in model.graph.initializers.values()
+        if isinstance(tensor := value.const_value, ShardTensor)
+    }
+    return sum(parts.values())
+
+
+def _reason(plan: Plan, value: ir.Value) -> str:
+    """Why a weight is held whole, half a sentence."""
+    if plan.mesh.size == 1:
+        return "there is one rank"
+    if plan.held(value).is_partial:
+        return "it is added once: rank 0 holds it, the other ranks hold zeros"
+    if value.const_value is not None and value.const_value.size <= 1:
+        return "it is a scalar"
+    for node, index in value.uses():
+        if (node.domain, node.op_type) not in OPS:
+            return f"op {node.op_type} of node '{node.name}' has no sharding rule"
+        bound = plan.space.factors.nodes.get(node)
+        if bound is None:
+            return f"op {node.op_type} of node '{node.name}' has shapes that are not known"
+        if all(s.operands[index] == REPLICATE for s in plan.choices.strategies[node]):
+            return f"op {node.op_type} needs it whole, or in fewer parts than {plan.mesh.size}"
+    return "splitting it costs more exchange than the memory it saves is worth"
+
+
+# --- for people -----------------------------------------------------------------------------------
+
+
+def report_text(report: Mapping[str, Any]) -> str:
+    """The report as a few lines for a terminal."""
+    total, per_rank = report["weight_bytes_total"], report["weight_bytes_per_rank"]
+    ranks = report["world_size"]
+    largest = max(per_rank)
+    share = f"{largest / total:.1%}" if total else "0%"
+    collectives = ", ".join(f"{n} {op}" for op, n in sorted(report["collectives"].items()))
+    lines = [
+        f"ranks          {ranks}",
+        f"weights        {human_bytes(total)} in all, {report['split_fraction']:.1%} of them split",
+        f"per rank       {', '.join(human_bytes(size) for size in per_rank)}"
+        f"  (largest {share}, 1/{ranks} = {1 / ranks:.1%})",
+        f"collectives    {collectives or 'none'}",
+        f"bytes sent     {human_bytes(report['comm_bytes_per_rank'])} per rank and run at least"
+        " (symbolic dims count as 1 unless --shape says otherwise)",
+    ]
+    return "\n".join(lines + _unsplit_lines(report["unsplit"]))
+
+
+def _unsplit_lines(unsplit: Sequence[Mapping[str, Any]]) -> list[str]:
+    if not unsplit:
+        return ["whole          nothing"]
+    rest = unsplit[SHOWN:]
+    lines = [f"whole          {len(unsplit)} weights, {human_bytes(sum_bytes(unsplit))}:"]
+    width = max(len(human_bytes(entry["bytes"])) for entry in unsplit[:SHOWN])
+    lines += [
+        f"  {human_bytes(entry['bytes']):>{width}}  {entry['name']}: {entry['reason']}"
+        for entry in unsplit[:SHOWN]
+    ]
+    if rest:
+        lines.append(
+            f"  … and {len(rest)} smaller ones, {human_bytes(sum_bytes(rest))} (--json: all)"
+        )
+    return lines
+
+
+def sum_bytes(entries: Sequence[Mapping[str, Any]]) -> int:
+    """Total of the entries' bytes."""
+    return sum(entry["bytes"] for entry in entries)
+
+
+def human_bytes(size: float) -> str:
+    """`2.0 MiB`."""
+    for unit in ("B", "KiB", "MiB", "GiB"):
+        if size < 1024 or unit == "GiB":
+            return f"{size:.0f} {unit}" if unit == "B" else f"{size:.1f} {unit}"
+        size /= 1024
+    return f"{size:.1f} TiB"
