@@ -86,7 +86,9 @@ class CollectiveSuite:
     def test_all_reduce(self, dtype: type, size_bytes: int, reduce: str) -> None:
         """The reduction in rank order, for operands on both sides of every chunk."""
         count = -(-size_bytes // np.dtype(dtype).itemsize)
-        self.check(AllReduce("tp", reduce), [values([count], dtype, r) for r in range(self.ranks())])
+        self.check(
+            AllReduce("tp", reduce), [values([count], dtype, r) for r in range(self.ranks())]
+        )
 
     @pytest.mark.parametrize("shape", [(), (1,), (3, 0), (2, 3, 5)])
     def test_all_reduce_keeps_the_shape(self, shape: tuple[int, ...]) -> None:
@@ -112,7 +114,12 @@ class CollectiveSuite:
         self._gather((0, 1), (whole, layout("uneven", ranks)), np.float32, other=3)
 
     def _gather(
-        self, dims: tuple[int, ...], layouts: tuple[Layout, ...], dtype: Any, other: int, ndim: int = 3
+        self,
+        dims: tuple[int, ...],
+        layouts: tuple[Layout, ...],
+        dtype: Any,
+        other: int,
+        ndim: int = 3,
     ) -> None:
         sizes = {dim: held.global_size for dim, held in zip(dims, layouts)}
         whole = values([sizes.get(dim, other) for dim in range(ndim)], dtype, 7)
@@ -161,7 +168,9 @@ class CollectiveSuite:
 
     def test_sum_of_16_bit_values_is_rounded_once(self) -> None:
         """2048 + 1 is not representable: summing in 16 bits would lose every one."""
-        operands = [np.full(3, 2048 if rank == 0 else 1, np.float16) for rank in range(self.ranks())]
+        operands = [
+            np.full(3, 2048 if rank == 0 else 1, np.float16) for rank in range(self.ranks())
+        ]
         expected = np.float16(np.float32(2047 + self.ranks()))
         for result in self.run(AllReduce("tp"), operands).values():
             assert (result == expected).all()

@@ -31,9 +31,9 @@ _SIZE = _FIRST + _RING * _RECORD.size
 
 RUNNING, DONE, FAILED = 1, 2, 3
 ENTER, LEAVE = 1, 0
-START, COMPARE = 0, 1
+START, EXCHANGE = 0, 1
 """The first two steps of every rank; those of its programs follow."""
-_FIRST_PLACES = ("the start of MPI", "the comparison of the ranks' programs")
+_FIRST_PLACES = ("the start of MPI", "an exchange of messages between all ranks")
 
 
 class Recorder:
@@ -132,6 +132,8 @@ class RankState:
     """Whether the last step is an exchange between ranks."""
     place: str
     """The last step in words."""
+    started: bool
+    """Whether it has run a step of a program lately, and so has all its weights."""
     segments: tuple[str, ...] = ()
 
     @property
@@ -151,14 +153,29 @@ def read_rank(run_dir: Path, rank: int) -> RankState | None:
     if raw is None:
         return None
     _, pid, _, started, count, state = _HEADER.unpack_from(raw, 0)
-    step, phase, entered, since = START, ENTER, 0, started
-    if count:
-        offset = _FIRST + _RECORD.size * ((count - 1) % _RING)
-        _, step, phase, entered, since = _RECORD.unpack_from(raw, offset)
+    records = _records(raw, count)
+    _, step, phase, entered, since = records[-1] if records else (0, START, ENTER, 0, started)
     return RankState(
-        rank, pid, described["host"], state, step, phase, entered, since,
-        described["exchanges"][step], described["places"][step], tuple(described["segments"]),
-    )  # fmt: skip
+        rank=rank,
+        pid=pid,
+        host=described["host"],
+        state=state,
+        step=step,
+        phase=phase,
+        entered=entered,
+        since=since,
+        exchanging=described["exchanges"][step],
+        place=described["places"][step],
+        started=any(record[1] > EXCHANGE for record in records),
+        segments=tuple(described["segments"]),
+    )
+
+
+def _records(raw: bytes, count: int) -> list[tuple[int, int, int, int, float]]:
+    """The records that are still in the ring, oldest first."""
+    numbers = range(max(0, count - _RING), count)
+    offsets = (_FIRST + _RECORD.size * (number % _RING) for number in numbers)
+    return [_RECORD.unpack_from(raw, offset) for offset in offsets]
 
 
 def _read_raw(run_dir: Path, rank: int) -> tuple[bytes | None, dict[str, Any]]:
@@ -177,20 +194,16 @@ def write_report(run_dir: Path, rank: int, failure: str, extra: str = "") -> Non
     if raw is None or path.exists():
         return
     now, count = time.monotonic(), _HEADER.unpack_from(raw, 0)[4]
-    records = []
-    for number in range(max(0, count - _RING), count):
-        _, step, phase, entered, when = _RECORD.unpack_from(
-            raw, _FIRST + _RECORD.size * (number % _RING)
-        )
-        records.append(
-            {
-                "record": number,
-                "phase": "enter" if phase == ENTER else "leave",
-                "place": described["places"][step],
-                "collectives_entered": entered,
-                "seconds_ago": round(now - when, 6),
-            }
-        )
+    records = [
+        {
+            "record": number,
+            "phase": "enter" if phase == ENTER else "leave",
+            "place": described["places"][step],
+            "collectives_entered": entered,
+            "seconds_ago": round(now - when, 6),
+        }
+        for number, step, phase, entered, when in _records(raw, count)
+    ]
     report = {"rank": rank, "pid": described["pid"], "host": described["host"]}
     _write_whole(path, report | {"failure": failure, "traceback": extra, "records": records})
 

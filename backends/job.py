@@ -2,37 +2,24 @@
 
 from __future__ import annotations
 
-import io
-import json
 import os
 import socket
 import subprocess
 import sys
 import tempfile
-import traceback
-from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NoReturn, TextIO
 
-from graph.errors import BackendUnavailable, ExecutionError, TpcoreError
+import numpy as np
+
+from graph.dialect import Collective
+from graph.errors import BackendUnavailable
 
 from .base import Communicator
 from .comm_local import SingleCommunicator
-from .flight import (
-    COMPARE,
-    DONE,
-    FAILED,
-    START,
-    Failure,
-    Recorder,
-    claim_failure,
-    read_rank,
-    write_report,
-)
+from .flight import EXCHANGE, START, Recorder
 from .placement import Placement, detect_environment
 from .run import Monitor, Silent
-from .watch import told
 
 RUN_DIR, WATCHED_HOST = "TPCORE_RUN_DIR", "TPCORE_WATCHED_HOST"
 """Set by our launcher: where the ranks' records lie, and the host whose ranks it watches itself."""
@@ -49,6 +36,29 @@ class Job:
     monitor: Monitor
     """To be given to every `RankProgram`."""
     recorder: Recorder | None = None
+
+
+class Watched:
+    """A communicator whose exchanges of messages are recorded (a program records its own steps)."""
+
+    def __init__(self, inner: Communicator, recorder: Recorder) -> None:
+        self.inner, self.recorder = inner, recorder
+        self.rank, self.size = inner.rank, inner.size
+
+    def run(self, op: Collective, operand: np.ndarray) -> np.ndarray:
+        """Run one collective."""
+        return self.inner.run(op, operand)
+
+    def exchange(self, message: bytes) -> list[bytes]:
+        """Every rank's message, in rank order."""
+        self.recorder.enter(EXCHANGE)
+        messages = self.inner.exchange(message)
+        self.recorder.leave(EXCHANGE)
+        return messages
+
+    def abort(self, status: int) -> None:
+        """End every rank of the job."""
+        self.inner.abort(status)
 
 
 _current: Job | None = None
@@ -70,6 +80,11 @@ def join(timeout_seconds: float = DEFAULT_TIMEOUT_SECONDS) -> Job:
     return _current
 
 
+def current() -> Job | None:
+    """The job that this process has joined, if any."""
+    return _current
+
+
 def communicator() -> Communicator:
     """The communicator of this process's job."""
     return join().communicator
@@ -79,32 +94,30 @@ def _join_ranks(placement: Placement, timeout_seconds: float) -> Job:
     from .comm_mpi import MpiCommunicator
 
     given = os.environ.get(RUN_DIR)
-    recorder = Recorder(Path(given), placement.rank) if given else None
-    if recorder is not None:
+    recorder = None
+    if given:
+        Path(given).mkdir(mode=0o700, exist_ok=True)
+        recorder = Recorder(Path(given), placement.rank)
         recorder.enter(START)
     ranks = MpiCommunicator()
     _check_size(placement, ranks)
-    hosts = [json.loads(text) for text in ranks.exchange(_host_message(placement))]
-    here = [rank for rank, host in enumerate(hosts) if host["host"] == socket.gethostname()]
+    hosts = ranks.exchange(socket.gethostname().encode())
+    here = [rank for rank, host in enumerate(hosts) if host == hosts[ranks.rank]]
+    run_dir = _agree_on_run_dir(ranks, here[0], given)
     if recorder is None:
-        recorder = Recorder(Path(hosts[here[0]]["run_dir"]), placement.rank)
+        recorder = Recorder(run_dir, ranks.rank)
         recorder.enter(START)
     recorder.leave(START)
     watched = os.environ.get(WATCHED_HOST) == socket.gethostname()
-    if placement.rank == here[0] and not watched:
-        _start_watcher(recorder.run_dir, ranks.size, len(here), timeout_seconds)
-    recorder.enter(COMPARE)
-    return Job(ranks.rank, ranks.size, ranks, recorder, recorder)
+    if ranks.rank == here[0] and not watched:
+        _start_watcher(run_dir, ranks.size, len(here), timeout_seconds)
+    return Job(ranks.rank, ranks.size, Watched(ranks, recorder), recorder, recorder)
 
 
-def _host_message(placement: Placement) -> bytes:
-    """Every rank offers a directory; the one of a host's lowest rank is used and the rest go."""
-    run_dir = os.environ.get(RUN_DIR, "")
-    if not run_dir:
-        run_dir = str(Path(tempfile.gettempdir(), f"tpcore-run-{os.getppid()}-{os.getpid()}"))
-    if not os.environ.get(RUN_DIR):
-        os.mkdir(run_dir, 0o700)
-    return json.dumps({"host": socket.gethostname(), "run_dir": run_dir}).encode()
+def _agree_on_run_dir(ranks: Communicator, leader: int, given: str | None) -> Path:
+    """The directory of this host's records: the one given, or one that its lowest rank makes."""
+    mine = given or (tempfile.mkdtemp(prefix="tpcore-run-") if ranks.rank == leader else "")
+    return Path(ranks.exchange(mine.encode())[leader].decode())
 
 
 def _check_size(placement: Placement, ranks: Communicator) -> None:

@@ -54,7 +54,8 @@ def find_launcher() -> Launcher:
     """
     for path in _beside_python():
         return Launcher(path, _family(path))
-    found = [Launcher(path, _family(path)) for name in _NAMES if (path := shutil.which(name))]
+    on_path = [which for name in _NAMES if (which := shutil.which(name))]
+    found = [Launcher(path, _family(path)) for path in on_path]
     if not found:
         raise BackendUnavailable(
             "no MPI launcher (mpiexec) lies beside this Python or on the PATH. "

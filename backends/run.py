@@ -24,6 +24,10 @@ Hook = Callable[[int, str, np.ndarray], None]
 class Monitor(Protocol):
     """Told where a rank is, before and after every step; must take less than a microsecond."""
 
+    def register(self, places: Sequence[str], exchanges: Sequence[bool]) -> int:
+        """Name a program's steps and say which are exchanges; returns the first one's number."""
+        ...
+
     def enter(self, step: int) -> None: ...
 
     def leave(self, step: int) -> None: ...
@@ -31,6 +35,10 @@ class Monitor(Protocol):
 
 class Silent:
     """A monitor that keeps nothing."""
+
+    def register(self, places: Sequence[str], exchanges: Sequence[bool]) -> int:
+        """Number the steps from 0."""
+        return 0
 
     def enter(self, step: int) -> None:
         """Note that a step begins."""
@@ -60,6 +68,8 @@ class RankProgram:
         self._communicator = communicator
         self._monitor = monitor or Silent()
         self._steps = _prepare(self.program, executor, threads)
+        exchanges = [isinstance(step, Exchange) for step in self.program.steps]
+        self._first = self._monitor.register(places(self.program), exchanges)
         self._constants = _constants(self.program, executor)
 
     def run(self, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
@@ -74,7 +84,7 @@ class RankProgram:
         to_array, monitor = self._executor.to_array, self._monitor
         values = {name: self._executor.to_tensor(array) for name, array in inputs.items()}
         values.update(self._constants)
-        for index, (step, prepared) in enumerate(self._steps):
+        for index, (step, prepared) in enumerate(self._steps, self._first):
             monitor.enter(index)
             if prepared is not None:
                 values.update(prepared(values))
@@ -193,6 +203,19 @@ class Lockstep:
         if hook is not None:
             for name, tensor in values.items():
                 hook(rank, name, self._executor.to_array(tensor))
+
+
+def places(program: Program) -> list[str]:
+    """Every step in words; a segment is named by the collective that follows it."""
+    texts: list[str] = []
+    following = "the segment after the last collective"
+    for step in reversed(program.steps):
+        if isinstance(step, Exchange):
+            texts.append(f"{step.op.op_type} #{step.tag} at node '{step.node}'")
+            following = f"the segment before {texts[-1]}"
+        else:
+            texts.append(following)
+    return texts[::-1]
 
 
 def check_inputs(program: Program, inputs: Mapping[str, np.ndarray]) -> None:

@@ -67,11 +67,11 @@ class Watcher:
 
     def poll(self, wait_seconds: float) -> Failure | None:
         """Wait for something to happen; returns the job's failure once there is one."""
-        self._adopt()
-        gone = [self._pipes[pipe] for pipe, _ in self._poll.poll(wait_seconds)]
-        for rank in gone:
+        gone = self._adopt()
+        gone += [self._pipes[pipe] for pipe, _ in self._poll.poll(0 if gone else wait_seconds)]
+        for rank in dict.fromkeys(gone):
             self._forget(rank)
-        for rank in gone:
+        for rank in dict.fromkeys(gone):
             failure = self._judge_end(rank)
             if failure is not None:
                 return failure
@@ -101,8 +101,9 @@ class Watcher:
             with contextlib.suppress(OSError):
                 signal.pidfd_send_signal(self._handles[rank], signal.SIGKILL)
 
-    def _adopt(self) -> None:
-        """Begin to watch ranks that have come up."""
+    def _adopt(self) -> list[int]:
+        """Begin to watch ranks that have come up; returns those that are gone already."""
+        gone = []
         for rank in range(self._size):
             if rank in self._handles:
                 continue
@@ -113,6 +114,9 @@ class Watcher:
             self._pipes[pipe] = rank
             self._poll.register(pipe, 0)
             self._handles[rank] = _handle(state.pid)
+            if _process_state(state.pid) in ("", "Z", "X"):
+                gone.append(rank)
+        return gone
 
     def _forget(self, rank: int) -> None:
         pipe = next(pipe for pipe, held in self._pipes.items() if held == rank)
@@ -140,7 +144,7 @@ class Watcher:
         """Whether a rank has waited too long, and for whom."""
         now, states = time.monotonic(), self.states()
         for state in states:
-            limit = self._timeout if state.step > 1 else max(self._timeout, START_SECONDS)
+            limit = self._timeout if state.started else max(self._timeout, START_SECONDS)
             if state.waiting and now - state.since > limit:
                 return Failure(self._blame(state, states, limit), 3)
         return None
@@ -218,15 +222,15 @@ def remove_segments(states: list[RankState]) -> None:
         Path(path).unlink(missing_ok=True)
 
 
-def told(failure: Failure, run_dir: Path) -> str:
+def told(failure: Failure, run_dir: Path | None) -> str:
     """The text for the user: the message, and where the records lie."""
-    if failure.agreed or not any(run_dir.glob("*.flight.json")):
+    if failure.agreed or run_dir is None or not any(run_dir.glob("*.flight.json")):
         return f"error: {failure.message}"
     return f"error: {failure.message} Records of every rank: {run_dir}"
 
 
 def main() -> None:
-    """Watch the ranks of this host until all have ended: `watch RUN_DIR SIZE RANKS_HERE TIMEOUT`."""
+    """Watch this host until its ranks have ended: `watch RUN_DIR SIZE RANKS_HERE TIMEOUT`."""
     run_dir, size, here = Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3])
     watcher = Watcher(run_dir, size, float(sys.argv[4]))
     failure = None

@@ -46,19 +46,40 @@ def _use_passes(model: ir.Model) -> None:
         common.InlinePass(),
         common.RemoveInitializersFromInputsPass(),
         common.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0),
-        common.IdentityEliminationPass(),
         common.NameFixPass(),
     ):
         ir_pass(model)
+    _drop_identities(model.graph)
     for index, node in enumerate(model.graph):
         if not node.name:
             node.name = f"{node.op_type}_{index}"
 
 
+def _drop_identities(graph: ir.Graph) -> None:
+    for node in list(graph):
+        if node.op_type == "Identity" and node.domain == "" and node.inputs[0] is not None:
+            _drop_identity(graph, node, node.inputs[0])
+
+
+def _drop_identity(graph: ir.Graph, node: ir.Node, source: ir.Value) -> None:
+    """Let the operand take the result's place, and its name where that is an output's.
+
+    A value has one name: an input, a weight or another output keeps it, and so the Identity stays.
+    """
+    result = node.outputs[0]
+    is_output, name = result.is_graph_output(), result.name
+    if is_output and (source.producer() is None or source.is_graph_output()):
+        return
+    result.replace_all_uses_with(source, replace_graph_outputs=True)
+    graph.remove(node, safe=True)
+    if is_output:
+        result.name, source.name = None, name
+
+
 def _add_initializer(graph: ir.Graph, name: str, tensor: ir.TensorProtocol) -> ir.Value:
     while name in graph.initializers:
         name += "_"
-    value = ir.val(name, tensor.dtype, tensor.shape, const_value=tensor)
+    value = ir.val(name, tensor.dtype, list(tensor.shape.numpy()), const_value=tensor)
     graph.register_initializer(value)
     return value
 
@@ -84,8 +105,9 @@ def _expand_gemm(graph: ir.Graph, gemm: ir.Node) -> None:
     def scaled(value: ir.Value, factor: float, label: str) -> ir.Value:
         if factor == 1.0:
             return value
-        dtype = (gemm.inputs[0].dtype or ir.DataType.FLOAT).numpy()  # type: ignore[union-attr]
-        tensor = ir.tensor(np.array(factor, dtype), name=f"{gemm.name}/{label}")
+        known = [v.dtype for v in gemm.inputs if v is not None and v.dtype is not None]
+        dtype = known[0] if known else ir.DataType.FLOAT
+        tensor = ir.tensor(np.array(factor, dtype.numpy()), name=f"{gemm.name}/{label}")
         return emit("Mul", value, _add_initializer(graph, f"{gemm.name}/{label}", tensor))
 
     made: list[ir.Node] = []

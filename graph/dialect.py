@@ -9,7 +9,7 @@ Drawing for two ranks, values per rank:
     AllReduce(sum)       [1 2] [3 4]   ->  [4 6]     [4 6]
     AllGather(dim 0)     [1 2] [3 4]   ->  [1 2 3 4] [1 2 3 4]
     ReduceScatter(sum)   [1 2] [3 4]   ->  [4]       [6]
-    AllToAll             [1 2] [3 4]   ->  [1 3]     [2 4]     (split_dim 1, concat_dim 0, transposed)
+    AllToAll             [1 2] [3 4]   ->  [1 3]T    [2 4]T    (split_dim 1, concat_dim 0)
     Broadcast(root 0)    [1 2] [3 4]   ->  [1 2]     [1 2]
 """
 
@@ -34,7 +34,7 @@ Shape = tuple[int, ...]
 
 
 def reduce_in_rank_order(parts: Sequence[np.ndarray], reduce: str) -> np.ndarray:
-    """Reduce the ranks' arrays in rank order; 16-bit floats are summed in float32 and rounded once."""
+    """Reduce the ranks' arrays in rank order; 16-bit floats in float32, rounded once."""
     dtype = parts[0].dtype
     wide = np.float32 if dtype in (np.float16, ml_dtypes.bfloat16) else dtype
     total = parts[0].astype(wide)
@@ -86,25 +86,19 @@ class AllGather:
 
     def result_shape(self, local: Shape, rank: int) -> Shape:
         """Shape of the result on `rank` for an operand of shape `local`."""
-        sizes = {
-            dim: layout.global_size for dim, layout in zip(self.dims, self.layouts)
-        }
+        sizes = {dim: layout.global_size for dim, layout in zip(self.dims, self.layouts)}
         return tuple(sizes.get(dim, size) for dim, size in enumerate(local))
 
     def operand_shape(self, whole: Shape, rank: int) -> Shape:
         """Shape of the operand on `rank` for a result of shape `whole`."""
-        sizes = {
-            dim: layout.sizes[rank] for dim, layout in zip(self.dims, self.layouts)
-        }
+        sizes = {dim: layout.sizes[rank] for dim, layout in zip(self.dims, self.layouts)}
         return tuple(sizes.get(dim, size) for dim, size in enumerate(whole))
 
     def assemble(self, parts: Sequence[np.ndarray]) -> np.ndarray:
         """The whole tensor from the parts of all ranks."""
         whole = np.empty(self.result_shape(parts[0].shape, 0), parts[0].dtype)
         for rank in reversed(range(len(parts))):
-            put_box(
-                whole, box_of(self.dims, self.layouts, rank, whole.ndim), parts[rank]
-            )
+            put_box(whole, box_of(self.dims, self.layouts, rank, whole.ndim), parts[rank])
         return whole
 
     def meaning(self, parts: Sequence[np.ndarray]) -> list[np.ndarray]:
@@ -133,9 +127,7 @@ class ReduceScatter:
 
     def result_shape(self, local: Shape, rank: int) -> Shape:
         """Shape of the result on `rank` for an operand of shape `local`."""
-        sizes = {
-            dim: layout.sizes[rank] for dim, layout in zip(self.dims, self.layouts)
-        }
+        sizes = {dim: layout.sizes[rank] for dim, layout in zip(self.dims, self.layouts)}
         return tuple(sizes.get(dim, size) for dim, size in enumerate(local))
 
     def piece(self, array: np.ndarray, rank: int) -> np.ndarray:
@@ -184,9 +176,7 @@ class AllToAll:
 
     def piece(self, array: np.ndarray, target: int) -> np.ndarray:
         """What a rank holding `array` sends to `target`."""
-        return take_box(
-            array, box_of([self.split_dim], [self.split_layout], target, array.ndim)
-        )
+        return take_box(array, box_of([self.split_dim], [self.split_layout], target, array.ndim))
 
     def assemble(self, pieces: Sequence[np.ndarray], rank: int) -> np.ndarray:
         """The result on `rank` from the pieces of all ranks."""
@@ -200,10 +190,7 @@ class AllToAll:
     def meaning(self, parts: Sequence[np.ndarray]) -> list[np.ndarray]:
         """Results of all ranks for the operands of all ranks."""
         ranks = range(len(parts))
-        return [
-            self.assemble([self.piece(part, rank) for part in parts], rank)
-            for rank in ranks
-        ]
+        return [self.assemble([self.piece(part, rank) for part in parts], rank) for rank in ranks]
 
     def bytes_sent(self, full_bytes: int, ranks: int) -> float:
         """Lower bound of bytes a rank sends, for a full tensor of `full_bytes`."""

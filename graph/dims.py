@@ -72,13 +72,13 @@ def symbol(name: str) -> Expr:
 
 
 def from_text(text: str) -> Dim:
-    """Read an exporter's dim: `batch`, `2*s0`, `s0*s1` and `s0 + 1` are understood, others opaque."""
+    """Read an exporter's dim or ours: sums of products, `2*s0*s1 - s2 + 1`; others are opaque."""
     total: Dim = 0
-    for term in text.split("+"):
+    for term in re.sub(r"\s-\s", " + -1*", text).split("+"):
         product: Dim = 1
         for factor in term.strip().split("*"):
             factor = factor.strip()
-            if re.fullmatch(r"\d+", factor):
+            if re.fullmatch(r"-?\d+", factor):
                 product = product * int(factor)
             elif re.fullmatch(r"[A-Za-z_][\w.]*", factor):
                 product = product * symbol(factor)

@@ -2,7 +2,7 @@
 
 Invariants:
 - a layout lists, per rank, ordered half-open index ranges; a rank's part is their concatenation;
-- even, uneven, packed (q|k|v) and overlapping (replicated kv heads) layouts differ only in the ranges;
+- even, uneven, packed (q|k|v) and overlapping (replicated kv heads) differ only in the ranges;
 - together the ranks cover every index of the dim.
 
 Text form, used in rank graphs, dumps and manifests: ranks separated by spaces, ranges by `+`:
@@ -45,9 +45,7 @@ class Layout:
         """Read the text form. Raises ValueError if it is malformed."""
         ranks = []
         for part in text.split(" "):
-            pairs = (
-                [piece.split(":") for piece in part.split("+")] if part != "-" else []
-            )
+            pairs = [piece.split(":") for piece in part.split("+")] if part != "-" else []
             if any(len(pair) != 2 for pair in pairs):
                 raise ValueError(f"malformed layout '{text}'")
             ranks.append(tuple((int(start), int(stop)) for start, stop in pairs))
@@ -55,8 +53,7 @@ class Layout:
 
     def __str__(self) -> str:
         return " ".join(
-            "+".join(f"{start}:{stop}" for start, stop in held) or "-"
-            for held in self.ranges
+            "+".join(f"{start}:{stop}" for start, stop in held) or "-" for held in self.ranges
         )
 
     @property
@@ -96,9 +93,7 @@ def take_box(array: np.ndarray, box: Box) -> np.ndarray:
     for dim, held in enumerate(box):
         if held is None:
             continue
-        parts = [
-            array[(slice(None),) * dim + (slice(start, stop),)] for start, stop in held
-        ]
+        parts = [array[(slice(None),) * dim + (slice(start, stop),)] for start, stop in held]
         if not parts:
             array = array[(slice(None),) * dim + (slice(0, 0),)]
         else:

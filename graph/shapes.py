@@ -1,4 +1,4 @@
-"""Symbolic shapes of all values, and symbolic contents of the small integer tensors shapes are made of.
+"""Symbolic shapes of all values, and symbolic contents of the small integer tensors behind them.
 
 A forward pass: ops whose result shape depends on the *contents* of an operand (Reshape, Expand,
 Slice, …) and com.microsoft ops are handled here, every other standard op by ONNX's own inference.
@@ -35,6 +35,8 @@ class Shapes:
     contents: dict[ir.Value, Contents] = field(default_factory=dict)
     equal: dict[str, int] = field(default_factory=dict)
     """Symbols an op's meaning gives a number: the head size of a cache declared as `[…, size]`."""
+    taken: set[str] = field(default_factory=set)
+    """Names of all symbols that the model declares."""
     fresh: int = 0
 
     def of(self, value: ir.Value) -> Dims:
@@ -58,7 +60,13 @@ class Shapes:
     def new_symbol(self) -> Expr:
         """A size nothing is known of."""
         self.fresh += 1
+        while f"unk{self.fresh}" in self.taken:
+            self.fresh += 1
         return symbol(f"unk{self.fresh}")
+
+
+class Misfit(ValueError):
+    """Operands that an op does not allow; the message says which sizes on both sides."""
 
 
 @dataclass(frozen=True)
@@ -98,8 +106,8 @@ def infer_shapes(model: ir.Model) -> Shapes:
     Raises:
         GraphError: an op is used with operands its schema does not allow.
     """
-    shapes = Shapes()
     graph = model.graph
+    shapes = Shapes(taken=_declared_symbols(graph))
     for value in graph.inputs:
         _declare(shapes, value)
     for value in graph.initializers.values():
@@ -121,6 +129,12 @@ def infer_shapes(model: ir.Model) -> Shapes:
     return shapes
 
 
+def _declared_symbols(graph: ir.Graph) -> set[str]:
+    values = [*graph.inputs, *(out for node in graph for out in node.outputs)]
+    sizes = (size for value in values for size in value.shape or ())
+    return {size.value for size in sizes if isinstance(size, ir.SymbolicDim) and size.value}
+
+
 def _declare(shapes: Shapes, value: ir.Value) -> None:
     if value.shape is not None:
         shapes.dims[value] = tuple(_declared_dim(shapes, size) for size in value.shape)
@@ -137,9 +151,9 @@ def _infer_node(node: ir.Node, shapes: Shapes, opsets: list[Any]) -> None:
     results: Sequence[Dims | None] | None = None
     try:
         results = SHAPE_RULES[node.domain, node.op_type](context)
-        for out in node.outputs:
-            if out.dtype is None and node.inputs and node.inputs[0] is not None:
-                out.dtype = node.inputs[0].dtype
+        _copy_dtype(node)
+    except Misfit as error:
+        raise _does_not_fit(node, shapes, str(error)) from error
     except (KeyError, IndexError):
         results = _infer_by_onnx(node, shapes, opsets)
     for index, out in enumerate(node.outputs):
@@ -152,6 +166,25 @@ def _infer_node(node: ir.Node, shapes: Shapes, opsets: list[Any]) -> None:
     if contents is not None and contents.size <= MAX_CONTENTS:
         shapes.contents[node.outputs[0]] = contents
         shapes.dims[node.outputs[0]] = contents.shape
+
+
+def _copy_dtype(node: ir.Node) -> None:
+    first = node.inputs[0].dtype if node.inputs and node.inputs[0] is not None else None
+    for out in node.outputs:
+        if out.dtype is None and first is not None:
+            out.dtype = first
+
+
+def _does_not_fit(node: ir.Node, shapes: Shapes, reason: str) -> GraphError:
+    operands = [
+        f"{value.name}[{', '.join(map(str, shapes.dims.get(value, ['?'])))}]"
+        for value in node.inputs
+        if value is not None
+    ]
+    return GraphError(
+        f"node '{node.name}' ({node.op_type}) does not fit its operands {', '.join(operands)}: "
+        f"{reason.rstrip('.')}. Check the model with onnx.checker and export it again."
+    )
 
 
 def _settle(shapes: Shapes, value: ir.Value, found: Dims | None) -> None:
@@ -175,8 +208,9 @@ def _infer_by_onnx(node: ir.Node, shapes: Shapes, opsets: list[Any]) -> list[Dim
         return None
     try:
         schema = onnx.defs.get_schema(node.op_type, version, node.domain)
-        types = {v.name: _type_proto(v, shapes) for v in node.inputs if v is not None}
-        data = {v.name: _small_constant(v) for v in node.inputs if v is not None}
+        operands = [v for v in node.inputs if v is not None]
+        types = {v.name or "": _type_proto(v, shapes) for v in operands}
+        data = {v.name or "": _small_constant(v) for v in operands}
         found = shape_inference.infer_node_outputs(
             schema,
             ir.serde.serialize_node(node),
@@ -187,10 +221,7 @@ def _infer_by_onnx(node: ir.Node, shapes: Shapes, opsets: list[Any]) -> list[Dim
             ir_version=10,
         )
     except (onnx.defs.SchemaError, shape_inference.InferenceError, ValueError) as error:
-        reason = str(error).strip().splitlines()[-1]
-        raise GraphError(
-            f"node '{node.name}' ({node.op_type}) does not fit its operands: {reason}"
-        ) from error
+        raise _does_not_fit(node, shapes, str(error).strip().splitlines()[-1]) from error
     return [_from_type(out, found.get(out.name or ""), shapes) for out in node.outputs]
 
 
@@ -228,7 +259,7 @@ def _from_type(value: ir.Value, found: onnx.TypeProto | None, shapes: Shapes) ->
 
 
 def broadcast(shapes: Sequence[Dims]) -> Dims:
-    """Numpy's broadcasting; of two different symbols the first is taken."""
+    """Numpy's broadcasting; of two different symbols the first is taken. Raises Misfit."""
     rank = max(len(dims) for dims in shapes)
     padded = [(1,) * (rank - len(dims)) + dims for dims in shapes]
     return tuple(_broadcast_dim(column) for column in zip(*padded, strict=True))
@@ -236,6 +267,8 @@ def broadcast(shapes: Sequence[Dims]) -> Dims:
 
 def _broadcast_dim(column: Sequence[Dim]) -> Dim:
     fixed = [size for size in column if isinstance(size, int) and size != 1]
+    if len(set(fixed)) > 1:
+        raise Misfit(f"sizes {fixed[0]} and {next(s for s in fixed if s != fixed[0])} differ")
     return fixed[0] if fixed else next((size for size in column if size != 1), 1)
 
 
@@ -249,6 +282,9 @@ def _same_as_first(c: Context) -> list[Dims]:
 
 def _matmul(c: Context) -> list[Dims]:
     a, b = c.dims(0), c.dims(1)
+    inner = a[-1], b[-2 if len(b) > 1 else -1]
+    if isinstance(inner[0], int) and isinstance(inner[1], int) and inner[0] != inner[1]:
+        raise Misfit(f"it contracts {inner[0]} with {inner[1]} entries")
     rows = () if len(a) == 1 else (a[-2],)
     columns = () if len(b) == 1 else (b[-1],)
     batch = broadcast([a[:-2], b[:-2]])
@@ -263,7 +299,12 @@ def _reshape(c: Context) -> list[Dims]:
     if -1 in want:
         known = product(size for size in want if size != -1)
         missing = divide(product(have), known)
+        if missing is None and isinstance(known, int) and isinstance(product(have), int):
+            raise Misfit(f"{product(have)} entries are no multiple of {known}")
         want[want.index(-1)] = c.shapes.new_symbol() if missing is None else missing
+    before, after = product(have), product(want)
+    if isinstance(before, int) and isinstance(after, int) and before != after:
+        raise Misfit(f"{before} entries cannot become {after}")
     return [tuple(want)]
 
 
@@ -301,10 +342,13 @@ def _clamp_index(index: Dim, size: Dim) -> Dim:
         return size
     if isinstance(index, int) and isinstance(size, int):
         return min(max(index + size if index < 0 else index, 0), size)
-    if isinstance(index, int):
-        if index > 2**31:
-            return size
-        return 0 if index < -(2**31) else size + index if index < 0 else index
+    # A symbolic size is 1 at least: the first and last index are there, of others nobody knows.
+    if index == 0:
+        return 0
+    if index == -1:
+        return size - 1
+    if isinstance(index, int) and abs(index) > 2**31 - 2:
+        return size if index > 0 else 0
     raise KeyError("a bound whose size against the dim is not known")
 
 
@@ -325,8 +369,11 @@ def _concat(c: Context) -> list[Dims]:
     axis = c.attribute("axis", 0) % len(operands[0])
     total: Dim = 0
     for dims in operands:
+        if len(dims) != len(operands[0]):
+            raise Misfit(f"ranks {len(operands[0])} and {len(dims)} differ")
         total = total + dims[axis]
-    merged = [_broadcast_dim(column) for column in zip(*operands, strict=True)]
+    others = [dims[:axis] + (1,) + dims[axis + 1 :] for dims in operands]
+    merged = [_broadcast_dim(column) for column in zip(*others, strict=True)]
     merged[axis] = total
     return [tuple(merged)]
 
@@ -335,7 +382,8 @@ def _range(c: Context) -> list[Dims]:
     start, limit, delta = (c.contents(i).flat[0] for i in range(3))
     if delta != 1:
         raise KeyError("delta")
-    return [(limit - start,)]
+    extent = limit - start
+    return [(max(extent, 0) if isinstance(extent, int) else extent,)]
 
 
 def _group_query_attention(c: Context) -> list[Dims]:
@@ -421,7 +469,8 @@ def _binary(function: Callable[[Any, Any], Any]) -> Callable[[Context], Contents
 
 def _floor_divide(a: Dim, b: Dim) -> Dim:
     if isinstance(a, int) and isinstance(b, int):
-        return int(a / b) if b else _raise(ZeroDivisionError())
+        quotient = abs(a) // abs(b) if b else _raise(ZeroDivisionError())
+        return quotient if (a < 0) == (b < 0) else -quotient  # ONNX rounds towards zero
     quotient = divide(a, b)
     return symbol(f"({a})//({b})") if quotient is None else quotient
 
@@ -436,9 +485,19 @@ def _larger(a: Dim, b: Dim) -> Dim:
     return a if a == b else _raise(TypeError())
 
 
+def _largest(c: Context) -> Contents:
+    function = np.frompyfunc(_larger, 2, 1)
+    total = c.contents(0)
+    for index in range(1, len(c.node.inputs)):
+        total = np.asarray(function(total, c.contents(index)), object)
+    return total
+
+
 def _squeeze_contents(c: Context) -> Contents:
-    data = c.contents(0)
-    return data.reshape(()) if data.size == 1 else data
+    axes = c.attribute("axes")
+    if c.operand(1) is not None:
+        axes = [int(axis) for axis in c.contents(1).flat]
+    return np.squeeze(c.contents(0), None if axes is None else tuple(axes))
 
 
 def _unsqueeze_contents(c: Context) -> Contents:
@@ -451,7 +510,8 @@ def _reshape_contents(c: Context) -> Contents:
 
 
 def _concat_contents(c: Context) -> Contents:
-    return np.concatenate([c.contents(i) for i in range(len(c.node.inputs))])
+    operands = [c.contents(i) for i in range(len(c.node.inputs))]
+    return np.concatenate(operands, axis=c.attribute("axis", 0))
 
 
 def _same_contents(c: Context) -> Contents:
@@ -478,5 +538,5 @@ CONTENT_RULES: dict[str, Callable[[Context], Contents]] = {
     "Sub": _binary(operator.sub),
     "Mul": _binary(operator.mul),
     "Div": _binary(_floor_divide),
-    "Max": _binary(_larger),
+    "Max": _largest,
 }

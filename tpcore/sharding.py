@@ -124,6 +124,9 @@ class Placement:
     kind: str
     """`R`, `P` or `S`."""
     chain: Chain | None = None
+    only: tuple[int, ...] = ()
+    """The dims that are split, where the chain runs along others of the value as well: a square
+    weight whose rows and columns are one atom is split on either, never on its diagonal."""
 
     def __str__(self) -> str:
         return self.kind if self.chain is None else f"S({self.chain})"

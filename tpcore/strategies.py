@@ -10,12 +10,14 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from itertools import zip_longest
 
 import onnx_ir as ir
 
 from tpcore.atoms import Atom, atoms_in
-from tpcore.factors import FactorGraph, NodeFactors
+from tpcore.factors import FactorGraph, NodeFactors, tensors_of
 from tpcore.ops import OPS
+from tpcore.rule import TensorSpec
 from tpcore.rules.spec import OpSpec
 from tpcore.sharding import (
     PARTIAL,
@@ -75,20 +77,14 @@ class StrategySpace:
         key = (value, placement)
         if key not in self._shardings:
             dims = self.factors.normal_dims(value)
-            found = [split_dim(i, items, placement.chain) for i, items in enumerate(dims)]
+            found = [
+                split_dim(i, items, placement.chain)
+                for i, items in enumerate(dims)
+                if not placement.only or i in placement.only
+            ]
             splits = tuple(split for split in found if isinstance(split, DimSplit))
             self._shardings[key] = Sharding(placement, splits)
         return self._shardings[key]
-
-    def is_diagonal(self, value: ir.Value | None, chain: Chain) -> bool:
-        """Whether one atom of `chain` runs along two dims of `value`: the ranks' parts would be the
-        blocks on a diagonal, which do not cover it."""
-        if value is None:
-            return False
-        found: list[Atom] = []
-        for items in self.factors.normal_dims(value):
-            found += atoms_in(items) & set(chain.atoms)
-        return len(found) != len(set(found))
 
     def strategies(self, node: ir.Node) -> list[Strategy]:
         """All ways to run `node`."""
@@ -99,39 +95,83 @@ class StrategySpace:
         if bound is None or self.ranks == 1:
             return [whole]
         spec = OPS[node.domain, node.op_type]
-        split = (self._split(node, spec, bound, chain) for chain in self.chains)
-        linear = (_partial(node, operands) for operands in spec.linear)
-        return [whole, *(s for s in (*split, *linear) if s is not None)]
+        split = [s for chain in self.chains for s in self._split(node, spec, bound, chain)]
+        linear = (_partial(node, spec, operands) for operands in spec.linear)
+        return [whole, *split, *(s for s in linear if s is not None)]
 
     def _split(
         self, node: ir.Node, spec: OpSpec, bound: NodeFactors, chain: Chain
+    ) -> list[Strategy]:
+        """Ways to run `node` split along `chain`: none where its rule does not let it through.
+
+        Where one atom is two factors of the op (a square weight under a residual connection, whose
+        rows and columns are the same atom), each of them is split by itself.
+        """
+        names = {
+            name for name in bound.factors if not bound.atoms([name]).isdisjoint(chain.atoms)
+        }
+        tensors = tensors_of(node, bound.rule)
+        diagonal = any(self._runs_along_two_dims(value, chain) for value, _ in tensors)
+        groups = _grouped_by_dim(names, tensors) if diagonal else [names]
+        found = (self._split_factors(node, spec, bound, chain, group) for group in groups)
+        return [strategy for strategy in found if strategy is not None]
+
+    def _runs_along_two_dims(self, value: ir.Value, chain: Chain) -> bool:
+        found: list[Atom] = []
+        for items in self.factors.normal_dims(value):
+            found += atoms_in(items) & set(chain.atoms)
+        return len(found) != len(set(found))
+
+    def _split_factors(
+        self, node: ir.Node, spec: OpSpec, bound: NodeFactors, chain: Chain, names: set[str]
     ) -> Strategy | None:
-        """Run `node` split along `chain`, or None where its rule does not let the chain through."""
-        atoms = set(chain.atoms)
-        shard = Placement("S", chain)
-        held = [not atoms.isdisjoint(self.atoms_of(v)) for v in node.inputs]
-        made = [not atoms.isdisjoint(self.atoms_of(v)) for v in node.outputs]
-        if not (any(held) or any(made)):
+        """Run `node` with the factors `names` split along `chain`, or None."""
+        atoms, rule = set(chain.atoms), bound.rule
+        if not names or atoms & bound.unmatched or names & rule.whole:
             return None
-        if any(self.is_diagonal(v, chain) for v in (*node.inputs, *node.outputs)):
-            return None
-        if atoms & bound.unmatched or atoms & bound.atoms(bound.rule.whole & bound.factors.keys()):
-            return None
-        results = [shard if has else REPLICATE for has in made]
-        operands = [shard if has else REPLICATE for has in held]
+        operands = [
+            self._placement(value, tensor, chain, names)
+            for value, tensor in zip_longest(node.inputs, rule.operands)
+        ]
+        results = [
+            self._placement(value, tensor, chain, names)
+            for value, tensor in zip_longest(node.outputs, rule.results)
+        ]
         if spec.reads_shape_only:
-            return Strategy(f"split {chain}", tuple(operands), (REPLICATE,) * len(made))
-        contracted = atoms & bound.atoms(bound.rule.sums & bound.factors.keys())
-        if contracted:
-            if contracted != atoms or any(made):
+            results = [REPLICATE] * len(results)
+        summed = names & rule.sums
+        if summed:
+            if bound.atoms(summed) & atoms != atoms or any(r != REPLICATE for r in results):
                 return None
-            results = [PARTIAL] * len(made)
+            results = [PARTIAL] * len(results)
             for index in spec.addends:
                 if index < len(operands):
                     operands[index] = PARTIAL
+        if all(place == REPLICATE for place in (*operands, *results)):
+            return None
         if not self._is_local(node, operands, results):
             return None
         return Strategy(f"split {chain}", tuple(operands), tuple(results))
+
+    def _placement(
+        self, value: ir.Value | None, tensor: TensorSpec | None, chain: Chain, names: set[str]
+    ) -> Placement:
+        """How an operand or result is held when the factors `names` are split along `chain`."""
+        if value is None or tensor is None:
+            return REPLICATE
+        dims = [
+            dim
+            for dim, items in enumerate(self.factors.normal_dims(value))
+            if not atoms_in(items).isdisjoint(chain.atoms)
+        ]
+        split = [
+            dim
+            for dim in dims
+            if dim < len(tensor) and any(name in names for part in tensor[dim] for name in part)
+        ]
+        if not split:
+            return REPLICATE
+        return Placement("S", chain, () if split == dims else tuple(split))
 
     def _is_local(
         self, node: ir.Node, operands: list[Placement], results: list[Placement]
@@ -143,16 +183,30 @@ class StrategySpace:
         return len(layouts) == 1 and all(len(held) == 1 for held in layouts[0].ranges)
 
 
-def _partial(node: ir.Node, operands: tuple[int, ...]) -> Strategy | None:
-    """Run a linear op on partial operands."""
+def _grouped_by_dim(
+    names: set[str], tensors: list[tuple[ir.Value, TensorSpec | None]]
+) -> list[set[str]]:
+    """Factors that share a dim of some operand or result are split together, others apart."""
+    groups = [{name} for name in sorted(names)]
+    for _, tensor in tensors:
+        for dim in tensor or ():
+            shared = names & {name for segment in dim for name in segment}
+            touched = [group for group in groups if group & shared]
+            if len(touched) > 1:
+                groups = [g for g in groups if g not in touched] + [set().union(*touched)]
+    return groups
+
+
+def _partial(node: ir.Node, spec: OpSpec, operands: tuple[int, ...]) -> Strategy | None:
+    """Run a linear op on partial operands; what it adds to their product is partial as well."""
+    operands = operands or tuple(range(len(node.inputs)))
     values = [node.inputs[i] for i in operands if i < len(node.inputs)]
     if len(values) != len(operands) or any(
         v is None or v.dtype is None or not v.dtype.is_floating_point() for v in values
     ):
         return None
-    if node.op_type == "Sum" and len(operands) != len(node.inputs):
-        return None
-    places = tuple(PARTIAL if i in operands else REPLICATE for i in range(len(node.inputs)))
+    partial = {*operands, *spec.addends}
+    places = tuple(PARTIAL if i in partial else REPLICATE for i in range(len(node.inputs)))
     return Strategy("partial", places, (PARTIAL,) * len(node.outputs))
 
 

@@ -77,7 +77,9 @@ class Maker:
         self.weights.append(value)
         return value
 
-    def op(self, op_type: str, *operands: ir.Value, name: str = "", **attributes: object) -> ir.Value:
+    def op(
+        self, op_type: str, *operands: ir.Value, name: str = "", **attributes: object
+    ) -> ir.Value:
         """A plain node; returns its one output."""
         node = ir.node(op_type, list(operands), attributes)  # type: ignore[arg-type]
         return self._add(node, f"{op_type}_{len(self.nodes)}", name)

@@ -59,7 +59,7 @@ def _show_every_value(model: ir.Model) -> None:
 
 
 def greatest_difference(got: Mapping[str, Array], want: Mapping[str, Array]) -> float:
-    """Largest absolute difference over all values of `want`, which `got` must have in its shapes."""
+    """Largest absolute difference over all values of `want`; shapes and dtypes must be equal."""
     worst = 0.0
     for name, array in want.items():
         assert got[name].shape == array.shape and got[name].dtype == array.dtype, name

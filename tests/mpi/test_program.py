@@ -54,13 +54,15 @@ def two_reductions(swap: bool, reduce: str = "sum") -> ir.Model:
     parts = [maker.op("Neg", x), maker.op("Abs", x)]
     order = [1, 0] if swap else [0, 1]
     names = ["neg", "abs"]
-    return maker.model([maker.collective(AllReduce("tp", reduce), parts[i], names[i]) for i in order])
+    return maker.model(
+        [maker.collective(AllReduce("tp", reduce), parts[i], names[i]) for i in order]
+    )
 
 
 @pytest.mark.parametrize(
     ("model", "text"),
     [
-        (two_reductions(swap=RANK == 1), f"rank 1 .* position 0: rank 1 has #0 .*'abs'"),
+        (two_reductions(swap=RANK == 1), "rank 1 .* position 0: rank 1 has #0 .*'abs'"),
         (two_reductions(False, "max" if RANK == 1 else "sum"), "reduce=max.*reduce=sum"),
     ],
     ids=["order", "reduction"],

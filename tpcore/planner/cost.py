@@ -1,6 +1,7 @@
 """What ops and reshards cost, in seconds.
 
-An op costs its roofline time on the largest rank's part: max(flops / F, bytes / B). A reshard costs
+An op costs its roofline time on the largest rank's part: max(flops / F, bytes / B), where weights come
+from memory and activations, just written by another op, mostly from cache. A reshard costs
 alpha + bytes / beta of its collective, bytes being the lower bound of `graph.dialect`.
 """
 
@@ -27,6 +28,7 @@ class Topology:
     flops_per_second: float
     """Multiply-adds count twice."""
     memory_bytes_per_second: float
+    cache_bytes_per_second: float
     alpha_seconds: Mapping[ReshardKind, float] = field(default_factory=dict)
     """Latency per collective."""
     link_bytes_per_second: float = 1e9
@@ -37,6 +39,7 @@ SHARED_MEMORY_CPU = Topology(
     name="cpu-shared-memory",
     flops_per_second=1e11,
     memory_bytes_per_second=1.2e10,
+    cache_bytes_per_second=5e10,
     alpha_seconds={
         ReshardKind.ALL_REDUCE: 7e-6,
         ReshardKind.ALL_GATHER: 5e-6,
@@ -77,21 +80,24 @@ class CostModel:
         self, bound: NodeFactors | None, values: list[tuple[ir.Value, Sharding]]
     ) -> float:
         """Roofline time of an op whose operands and results are held as given."""
-        moved = sum(self.value_bytes(v) * s.largest_fraction for v, s in values)
+        moved = sum(self.read_seconds(v) * s.largest_fraction for v, s in values)
         flops = 0.0
         if bound is not None and bound.rule.sums:
             sizes = (product(a.size for a in atoms) for atoms in bound.factors.values())
             flops = 2.0 * math.prod(bind(size, self.sizes) for size in sizes)
             flops *= min((s.largest_fraction for _, s in values), default=1.0)
-        return max(
-            flops / self.topology.flops_per_second, moved / self.topology.memory_bytes_per_second
-        )
+        return max(flops / self.topology.flops_per_second, moved)
+
+    def read_seconds(self, value: ir.Value) -> float:
+        """Time to move the whole value once."""
+        weight = value.const_value is not None
+        speed = self.topology.memory_bytes_per_second if weight else None
+        return self.value_bytes(value) / (speed or self.topology.cache_bytes_per_second)
 
     def reshard_seconds(self, value: ir.Value, have: Sharding, want: Sharding) -> float:
         """Time of changing how `value` is held; infinite where no collective does it."""
         kind = reshard_kind(have, want)
-        size = self.value_bytes(value)
-        local = size / self.topology.memory_bytes_per_second
+        size, local = self.value_bytes(value), self.read_seconds(value)
         if kind is ReshardKind.NONE:
             return 0.0
         if value.const_value is not None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from graph.shapes import Context, broadcast
 from tpcore.rule import Rule
-from tpcore.rules.spec import OpSpec, broadcast_text, make, names, ones_as_1
+from tpcore.rules.spec import ALL, OpSpec, broadcast_text, make, names, ones_as_1
 
 UNARY = """Abs Acos Acosh Asin Asinh Atan Atanh BitwiseNot Cast Ceil Celu Cos Cosh Elu Erf Exp Floor
 Gelu HardSigmoid HardSwish IsInf IsNaN LeakyRelu Log Mish Not Reciprocal Relu Round Selu Shrink
@@ -37,7 +37,7 @@ ELEMENTWISE_OPS: dict[tuple[str, str], OpSpec] = {
     **{("com.microsoft", op): OpSpec(elementwise) for op in MICROSOFT},
     ("", "Add"): OpSpec(elementwise, linear=((0, 1),)),
     ("", "Sub"): OpSpec(elementwise, linear=((0, 1),)),
-    ("", "Sum"): OpSpec(elementwise, linear=((0, 1), (0, 1, 2), (0, 1, 2, 3))),
+    ("", "Sum"): OpSpec(elementwise, linear=(ALL,)),
     ("", "Mul"): OpSpec(elementwise, linear=((0,), (1,))),
     ("", "Div"): OpSpec(elementwise, linear=((0,),)),
     ("", "Where"): OpSpec(elementwise, linear=((1, 2),)),

@@ -32,5 +32,5 @@ def conv(c: Context) -> Rule:
 
 MATMUL_OPS: dict[tuple[str, str], OpSpec] = {
     ("", "MatMul"): OpSpec(matmul, linear=((0,), (1,))),
-    ("", "Conv"): OpSpec(conv, linear=((0,),), addends=(2,), attributes={"group": "g"}),
+    ("", "Conv"): OpSpec(conv, linear=((0,), (1,)), addends=(2,), attributes={"group": "g"}),
 }

@@ -7,6 +7,7 @@ from graph.shapes import Context, slice_bounds
 from tpcore import localizers
 from tpcore.rule import Rule
 from tpcore.rules.spec import (
+    ALL,
     OpSpec,
     axes_of,
     broadcast_text,
@@ -186,7 +187,7 @@ SHAPE_OPS: dict[tuple[str, str], OpSpec] = {
     ("", "Expand"): OpSpec(expand, linear=((0,),), localize=localizers.shape_operand),
     ("", "Reshape"): OpSpec(reshape, linear=((0,),), localize=localizers.shape_operand),
     ("", "Slice"): OpSpec(slice_, linear=((0,),), localize=localizers.slice_bounds),
-    ("", "Concat"): OpSpec(concat),
+    ("", "Concat"): OpSpec(concat, linear=(ALL,)),
     ("", "Split"): OpSpec(split, linear=((0,),), localize=localizers.split_sizes),
     ("", "Gather"): OpSpec(gather, linear=((0,),), localize=localizers.masked_gather),
     ("", "Shape"): OpSpec(shape_only, reads_shape_only=True, localize=localizers.global_shape),

@@ -15,6 +15,9 @@ if TYPE_CHECKING:
 
 RuleMaker = Callable[[Context], "Rule | None"]
 
+ALL: tuple[int, ...] = ()
+"""Every operand, in `OpSpec.linear`."""
+
 
 @dataclass(frozen=True)
 class OpSpec:
@@ -23,7 +26,7 @@ class OpSpec:
     rule: RuleMaker
     """Makes the rule for a node; None where this node's attributes or shapes allow no split."""
     linear: tuple[tuple[int, ...], ...] = ()
-    """Sets of operands that may be `Partial(sum)` together, the others replicated."""
+    """Sets of operands that may be `Partial(sum)` together, the others but addends replicated."""
     addends: tuple[int, ...] = ()
     """Operands added to a partial result: under a split contraction only one rank may hold them."""
     attributes: Mapping[str, str] = field(default_factory=dict)

@@ -1,0 +1,171 @@
+"""Start a program on n ranks of this machine, watch them, and end them all when one fails."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from types import FrameType
+from typing import IO
+
+from .flight import Failure, clean, read_failure
+from .job import DEFAULT_TIMEOUT_SECONDS, RUN_DIR, WATCHED_HOST
+from .launcher import find_launcher
+from .watch import GRACE_SECONDS, TICK_SECONDS, Watcher, remove_segments, told
+
+_NOISE = re.compile(
+    r"^(=+$|=   |Abort\(\d+\) on node|application called MPI_Abort|YOUR APPLICATION TERMINATED|"
+    r"This typically refers to a problem|Please see the FAQ page|\[proxy:|\[mpiexec@|\[cli_|-{20,}$|"
+    r"MPI_ABORT was invoked|with errorcode|  Proc: \[|NOTE: invoking MPI_ABORT|You may or may not|"
+    r"exactly when Open MPI kills|prterun |signal \d+ \(|on node .* exited on)"
+)
+"""What MPI launchers say when ranks end abnormally: ours is the one message."""
+_PR_SET_PDEATHSIG = 1
+
+
+def launch(
+    argv: Sequence[str],
+    ranks: int,
+    timeout_seconds: float = DEFAULT_TIMEOUT_SECONDS,
+    environ: Mapping[str, str] | None = None,
+) -> int:
+    """Run `argv` as `ranks` ranks and return the exit status that the command line should have.
+
+    0 if all ranks ended well; the status of the first failure (2 or 3), whose one message is
+    printed to stderr; else what MPI's launcher returned, if that is 1, or 3.
+    Raises BackendUnavailable if there is no MPI launcher.
+    """
+    launcher = find_launcher()
+    run_dir = Path(tempfile.mkdtemp(prefix="tpcore-run-"))
+    variables = {RUN_DIR: str(run_dir), WATCHED_HOST: socket.gethostname()}
+    process = subprocess.Popen(
+        launcher.command(argv, ranks),
+        env={**(os.environ if environ is None else environ), **launcher.environment(), **variables},
+        stdin=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        start_new_session=True,
+        preexec_fn=_die_with_parent,
+    )
+    errors = _Errors(process.stderr)
+    watcher = Watcher(run_dir, ranks, timeout_seconds)
+    try:
+        with _terminable():
+            failure = _watch(process, watcher)
+        return _conclude(process, watcher, failure, errors)
+    finally:
+        _stop(process, watcher)
+        failed = any(run_dir.glob("*.flight.json"))
+        clean(run_dir, keep_reports=failed)
+
+
+def _watch(process: subprocess.Popen[bytes], watcher: Watcher) -> Failure | None:
+    """Wait for the end of the job; returns its failure, if it fails."""
+    while process.poll() is None:
+        if watcher.seen and not watcher.alive:
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(TICK_SECONDS / 10)
+        failure = watcher.poll(TICK_SECONDS / 4)
+        if failure is not None:
+            return failure
+    return watcher.poll(0) if process.returncode else read_failure(watcher.run_dir)
+
+
+def _conclude(
+    process: subprocess.Popen[bytes], watcher: Watcher, failure: Failure | None, errors: _Errors
+) -> int:
+    """End what is left, print the one message, and translate the exit status."""
+    states = watcher.states()
+    if failure is not None:
+        watcher.end(failure)
+        failure = read_failure(watcher.run_dir) or failure
+        if not failure.agreed:
+            remove_segments(states)
+    _stop(process, watcher)
+    errors.finish()
+    if failure is not None:
+        print(told(failure, watcher.run_dir), file=sys.stderr, flush=True)
+        return failure.status
+    if process.returncode in (0, 1):
+        return process.returncode
+    if process.returncode > 0 and all(state.state for state in states) and states:
+        return process.returncode if process.returncode in (2, 3, 130) else 3
+    print(
+        f"error: the ranks could not start: {process.args!r} ended with status "
+        f"{process.returncode}.\n{errors.noise()}",
+        file=sys.stderr,
+        flush=True,
+    )
+    return 3
+
+
+def _stop(process: subprocess.Popen[bytes], watcher: Watcher) -> None:
+    """End MPI's launcher, and with it or else one by one the ranks."""
+    if process.poll() is None:
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(GRACE_SECONDS / 4)
+    for send in (process.terminate, process.kill):
+        if process.poll() is None:
+            send()
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(GRACE_SECONDS)
+    watcher.kill()
+
+
+class _Errors:
+    """Passes the ranks' stderr through, and keeps what MPI's launcher adds."""
+
+    def __init__(self, stream: IO[bytes] | None) -> None:
+        self._kept: list[str] = []
+        self._thread = threading.Thread(target=self._pass, args=(stream,), daemon=True)
+        self._thread.start()
+
+    def _pass(self, stream: IO[bytes] | None) -> None:
+        for raw in stream or ():
+            line = raw.decode(errors="replace")
+            if _NOISE.match(line):
+                self._kept.append(line)
+            elif line.strip():
+                sys.stderr.write(line)
+                sys.stderr.flush()
+
+    def finish(self) -> None:
+        """Wait until everything has been passed."""
+        self._thread.join(GRACE_SECONDS)
+
+    def noise(self) -> str:
+        """What MPI's launcher said."""
+        return "".join(self._kept)
+
+
+@contextmanager
+def _terminable() -> Iterator[None]:
+    """Turn SIGTERM into an exception, so that the ranks do not outlive us."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        raise SystemExit(128 + number)
+
+    before = signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _die_with_parent() -> None:
+    """Ask the kernel to end MPI's launcher when this process is killed."""
+    with contextlib.suppress(Exception):
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)

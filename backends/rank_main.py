@@ -1,0 +1,134 @@
+"""The frame around a program that may be one rank of a job: how it speaks and how it ends.
+
+With it a plain console script is safe under `mpirun -n 4`: an exception in one rank, which would
+leave the others waiting for ever, ends all of them with one message.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sys
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+from typing import TextIO
+
+from graph.errors import TpcoreError
+
+from .flight import DONE, FAILED, Failure, claim_failure, read_rank, write_report
+from .job import RUN_DIR, current
+from .placement import Placement, detect_environment
+from .watch import told
+
+
+def rank_main(main: Callable[[], int | None]) -> int:
+    """Run a program that may be one rank of a job; returns its exit status.
+
+    A rank that fails ends all ranks, with one message for the job. Rank 0 alone writes to stdout.
+    """
+    placement = detect_environment()
+    if placement.rank > 0:
+        sys.stdout = sys.stderr = Prefixed(sys.stderr, f"[rank {placement.rank}] ")
+    try:
+        return _leave(main() or 0, placement)
+    except SystemExit as stop:
+        status = stop.code if isinstance(stop.code, int) else int(stop.code is not None)
+        return _leave(status, placement)
+    except KeyboardInterrupt:
+        return _leave(130, placement)
+    except BaseException as error:
+        return _fail(error, placement)
+
+
+class Prefixed:
+    """A text stream that puts a prefix before every line."""
+
+    encoding = "utf-8"
+
+    def __init__(self, inner: TextIO, prefix: str) -> None:
+        self._inner = inner
+        self._prefix = prefix
+        self._partial = ""
+
+    def write(self, text: str) -> int:
+        """Write the lines that are complete."""
+        *lines, self._partial = (self._partial + text).split("\n")
+        self._inner.write("".join(f"{self._prefix}{line}\n" for line in lines))
+        return len(text)
+
+    def flush(self) -> None:
+        """Flush the lines that are complete."""
+        self._inner.flush()
+
+    def isatty(self) -> bool:
+        """Never: colours and progress bars are for rank 0."""
+        return False
+
+    def fileno(self) -> int:
+        """The descriptor beneath."""
+        return self._inner.fileno()
+
+
+def _leave(status: int, placement: Placement) -> int:
+    """End normally, or end all ranks where the status says that this rank gave up."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    job = current()
+    if job is not None and job.recorder is not None:
+        job.recorder.set_state(FAILED if status else DONE)
+        if status:
+            _abort(status, placement)
+    return status
+
+
+def _fail(error: BaseException, placement: Placement) -> int:
+    """Publish a failure, once for the job, and end all ranks unless they all end like this one."""
+    job = current()
+    recorder = job.recorder if job is not None else None
+    failure = _failure_of(error, placement)
+    run_dir = recorder.run_dir if recorder is not None else _given_run_dir()
+    first = run_dir is None or claim_failure(run_dir, failure)
+    if recorder is not None and not failure.agreed:
+        trace = "".join(traceback.format_exception(error))
+        write_report(recorder.run_dir, recorder.rank, failure.message, trace)
+    if first and _given_run_dir() is None:
+        print(told(failure, run_dir), file=sys.__stderr__, flush=True)
+    if recorder is not None:
+        recorder.set_state(DONE if failure.agreed else FAILED)
+    if not failure.agreed and placement.size > 1:
+        _abort(failure.status, placement)
+    return failure.status
+
+
+def _failure_of(error: BaseException, placement: Placement) -> Failure:
+    """The message of a failure; one that its user cannot mend names rank and place."""
+    if isinstance(error, TpcoreError):
+        text, status, agreed = str(error), error.exit_status, error.agreed
+    else:
+        text, status, agreed = f"{type(error).__name__}: {error}", 3, False
+    if status == 3 and not agreed and placement.size > 1:
+        job = current()
+        state = read_rank(job.recorder.run_dir, placement.rank) if job and job.recorder else None
+        place = state.where if state is not None else "at the start"
+        text = f"rank {placement.rank} failed {place}: {text}"
+    return Failure(text, status, agreed)
+
+
+def _given_run_dir() -> Path | None:
+    """The directory that our launcher has given; the launcher then prints the message."""
+    given = os.environ.get(RUN_DIR)
+    return Path(given) if given and Path(given).is_dir() else None
+
+
+def _abort(status: int, placement: Placement) -> None:
+    """End all ranks; where this one has not joined them yet it joins them for that."""
+    if placement.size == 1:
+        return
+    with contextlib.suppress(Exception):
+        job = current()
+        if job is not None:
+            job.communicator.abort(status)
+        from .comm_mpi import MpiCommunicator
+
+        MpiCommunicator().abort(status)
