@@ -14,7 +14,7 @@ import os
 import socket
 import struct
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -64,7 +64,7 @@ class Recorder:
             "host": socket.gethostname(),
             "places": self._places,
             "exchanges": self._exchanges,
-            "segments": _shared_memory(),
+            "shared_memory": shared_memory(),
         }
         _write_whole(self.run_dir / f"rank{self.rank}.json", described)
         return base
@@ -97,7 +97,7 @@ def _open_alive(path: Path) -> int:
     return os.open(path, os.O_RDWR | os.O_NONBLOCK)
 
 
-def _shared_memory() -> list[str]:
+def shared_memory() -> list[str]:
     """The shared-memory files that MPI has mapped, which it leaves behind when ranks are killed."""
     try:
         lines = Path("/proc/self/maps").read_text().splitlines()
@@ -105,6 +105,12 @@ def _shared_memory() -> list[str]:
         return []
     paths = (line.split(maxsplit=5)[-1] for line in lines if "/dev/shm/mpich_shm_" in line)
     return sorted({path.removesuffix(" (deleted)") for path in paths})
+
+
+def remove_shared_memory(paths: Iterable[str]) -> None:
+    """Remove such files; whoever has mapped them keeps them."""
+    for path in paths:
+        Path(path).unlink(missing_ok=True)
 
 
 def _write_whole(path: Path, content: dict[str, Any]) -> None:
@@ -134,7 +140,8 @@ class RankState:
     """The last step in words."""
     started: bool
     """Whether it has run a step of a program lately, and so has all its weights."""
-    segments: tuple[str, ...] = ()
+    shared_memory: tuple[str, ...]
+    """Files that MPI has mapped."""
 
     @property
     def where(self) -> str:
@@ -167,7 +174,7 @@ def read_rank(run_dir: Path, rank: int) -> RankState | None:
         exchanging=described["exchanges"][step],
         place=described["places"][step],
         started=any(record[1] > EXCHANGE for record in records),
-        segments=tuple(described["segments"]),
+        shared_memory=tuple(described["shared_memory"]),
     )
 
 

@@ -10,9 +10,9 @@ from __future__ import annotations
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, fields
-from typing import Any
+from typing import Any, TypeVar
 
 import onnx_ir as ir
 
@@ -20,6 +20,8 @@ from graph.errors import BundleError, ExecutionError, TpcoreError
 
 from .base import Communicator
 from .segments import Exchange, collectives_of, exchange_of
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -75,6 +77,24 @@ def handshake(communicator: Communicator, info: RankInfo, sequence: Sequence[str
     if len({rank.digest for rank in ranks}) > 1:
         lists = communicator.exchange(json.dumps(list(sequence)).encode())
         raise _agreed(sequence_mismatch([json.loads(text) for text in lists]))
+
+
+def prepare_together(
+    communicator: Communicator, prepare: Callable[[], tuple[T, RankInfo, Sequence[str]]]
+) -> T:
+    """Prepare on every rank, then compare; an error of one rank becomes the error of all.
+
+    `prepare` returns what it has made, and what to compare. Raises what `handshake` raises.
+    """
+    try:
+        made, info, sequence = prepare()
+    except Exception as error:
+        status = error.exit_status if isinstance(error, TpcoreError) else 3
+        text = str(error) if isinstance(error, TpcoreError) else f"{type(error).__name__}: {error}"
+        handshake(communicator, RankInfo(error=text, error_status=status))
+        raise
+    handshake(communicator, info, sequence)
+    return made
 
 
 def check_sequences(sequences: Sequence[Sequence[str]]) -> None:

@@ -5,32 +5,23 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import os
-import re
 import signal
 import socket
 import subprocess
 import sys
 import tempfile
 import threading
-import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
-from typing import IO
 
-from .flight import Failure, clean, read_failure
+from .flight import Failure, clean, read_failure, remove_shared_memory
 from .job import DEFAULT_TIMEOUT_SECONDS, RUN_DIR, WATCHED_HOST
 from .launcher import find_launcher
-from .watch import GRACE_SECONDS, TICK_SECONDS, Watcher, remove_segments, told
+from .launcher_noise import Filter
+from .watch import GRACE_SECONDS, TICK_SECONDS, Watcher, told
 
-_NOISE = re.compile(
-    r"^(=+$|=   |Abort\(\d+\) on node|application called MPI_Abort|YOUR APPLICATION TERMINATED|"
-    r"This typically refers to a problem|Please see the FAQ page|\[proxy:|\[mpiexec@|\[cli_|-{20,}$|"
-    r"MPI_ABORT was invoked|with errorcode|  Proc: \[|NOTE: invoking MPI_ABORT|You may or may not|"
-    r"exactly when Open MPI kills|prterun |signal \d+ \(|on node .* exited on)"
-)
-"""What MPI launchers say when ranks end abnormally: ours is the one message."""
 _PR_SET_PDEATHSIG = 1
 
 
@@ -53,16 +44,17 @@ def launch(
         launcher.command(argv, ranks),
         env={**(os.environ if environ is None else environ), **launcher.environment(), **variables},
         stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         start_new_session=True,
         preexec_fn=_die_with_parent,
     )
-    errors = _Errors(process.stderr)
+    filters = [Filter(process.stdout, sys.stdout), Filter(process.stderr, sys.stderr)]
     watcher = Watcher(run_dir, ranks, timeout_seconds)
     try:
         with _terminable():
             failure = _watch(process, watcher)
-        return _conclude(process, watcher, failure, errors)
+        return _conclude(process, watcher, failure, filters)
     finally:
         _stop(process, watcher)
         failed = any(run_dir.glob("*.flight.json"))
@@ -82,7 +74,10 @@ def _watch(process: subprocess.Popen[bytes], watcher: Watcher) -> Failure | None
 
 
 def _conclude(
-    process: subprocess.Popen[bytes], watcher: Watcher, failure: Failure | None, errors: _Errors
+    process: subprocess.Popen[bytes],
+    watcher: Watcher,
+    failure: Failure | None,
+    filters: Sequence[Filter],
 ) -> int:
     """End what is left, print the one message, and translate the exit status."""
     states = watcher.states()
@@ -90,9 +85,10 @@ def _conclude(
         watcher.end(failure)
         failure = read_failure(watcher.run_dir) or failure
         if not failure.agreed:
-            remove_segments(states)
+            remove_shared_memory(path for state in states for path in state.shared_memory)
     _stop(process, watcher)
-    errors.finish()
+    for stream in filters:
+        stream.finish(GRACE_SECONDS)
     if failure is not None:
         print(told(failure, watcher.run_dir), file=sys.stderr, flush=True)
         return failure.status
@@ -102,7 +98,7 @@ def _conclude(
         return process.returncode if process.returncode in (2, 3, 130) else 3
     print(
         f"error: the ranks could not start: {process.args!r} ended with status "
-        f"{process.returncode}.\n{errors.noise()}",
+        f"{process.returncode}.\n{''.join(stream.noise for stream in filters)}",
         file=sys.stderr,
         flush=True,
     )
@@ -120,32 +116,6 @@ def _stop(process: subprocess.Popen[bytes], watcher: Watcher) -> None:
             with contextlib.suppress(subprocess.TimeoutExpired):
                 process.wait(GRACE_SECONDS)
     watcher.kill()
-
-
-class _Errors:
-    """Passes the ranks' stderr through, and keeps what MPI's launcher adds."""
-
-    def __init__(self, stream: IO[bytes] | None) -> None:
-        self._kept: list[str] = []
-        self._thread = threading.Thread(target=self._pass, args=(stream,), daemon=True)
-        self._thread.start()
-
-    def _pass(self, stream: IO[bytes] | None) -> None:
-        for raw in stream or ():
-            line = raw.decode(errors="replace")
-            if _NOISE.match(line):
-                self._kept.append(line)
-            elif line.strip():
-                sys.stderr.write(line)
-                sys.stderr.flush()
-
-    def finish(self) -> None:
-        """Wait until everything has been passed."""
-        self._thread.join(GRACE_SECONDS)
-
-    def noise(self) -> str:
-        """What MPI's launcher said."""
-        return "".join(self._kept)
 
 
 @contextmanager

@@ -16,7 +16,16 @@ from typing import TextIO
 
 from graph.errors import TpcoreError
 
-from .flight import DONE, FAILED, Failure, claim_failure, read_rank, write_report
+from .flight import (
+    DONE,
+    FAILED,
+    Failure,
+    claim_failure,
+    read_rank,
+    remove_shared_memory,
+    shared_memory,
+    write_report,
+)
 from .job import RUN_DIR, current
 from .placement import Placement, detect_environment
 from .watch import told
@@ -31,12 +40,10 @@ def rank_main(main: Callable[[], int | None]) -> int:
     if placement.rank > 0:
         sys.stdout = sys.stderr = Prefixed(sys.stderr, f"[rank {placement.rank}] ")
     try:
-        return _leave(main() or 0, placement)
+        return _leave(main() or 0)
     except SystemExit as stop:
         status = stop.code if isinstance(stop.code, int) else int(stop.code is not None)
-        return _leave(status, placement)
-    except KeyboardInterrupt:
-        return _leave(130, placement)
+        return _fail(stop, placement) if status and current() else _leave(status)
     except BaseException as error:
         return _fail(error, placement)
 
@@ -70,15 +77,13 @@ class Prefixed:
         return self._inner.fileno()
 
 
-def _leave(status: int, placement: Placement) -> int:
-    """End normally, or end all ranks where the status says that this rank gave up."""
+def _leave(status: int) -> int:
+    """End as the program wants to: all of its ranks come to this point."""
     sys.stdout.flush()
     sys.stderr.flush()
     job = current()
     if job is not None and job.recorder is not None:
-        job.recorder.set_state(FAILED if status else DONE)
-        if status:
-            _abort(status, placement)
+        job.recorder.set_state(DONE)
     return status
 
 
@@ -93,7 +98,8 @@ def _fail(error: BaseException, placement: Placement) -> int:
         trace = "".join(traceback.format_exception(error))
         write_report(recorder.run_dir, recorder.rank, failure.message, trace)
     if first and _given_run_dir() is None:
-        print(told(failure, run_dir), file=sys.__stderr__, flush=True)
+        stream = sys.stderr if run_dir is None else sys.__stderr__
+        print(told(failure, run_dir), file=stream, flush=True)
     if recorder is not None:
         recorder.set_state(DONE if failure.agreed else FAILED)
     if not failure.agreed and placement.size > 1:
@@ -106,13 +112,22 @@ def _failure_of(error: BaseException, placement: Placement) -> Failure:
     if isinstance(error, TpcoreError):
         text, status, agreed = str(error), error.exit_status, error.agreed
     else:
-        text, status, agreed = f"{type(error).__name__}: {error}", 3, False
+        text, status, agreed = _text_of(error), 3, False
     if status == 3 and not agreed and placement.size > 1:
         job = current()
         state = read_rank(job.recorder.run_dir, placement.rank) if job and job.recorder else None
         place = state.where if state is not None else "at the start"
         text = f"rank {placement.rank} failed {place}: {text}"
     return Failure(text, status, agreed)
+
+
+def _text_of(error: BaseException) -> str:
+    """An error that is not one of ours, in one sentence."""
+    if isinstance(error, SystemExit):
+        return f"it ended by itself with status {error.code}"
+    if isinstance(error, KeyboardInterrupt):
+        return "it was interrupted"
+    return f"{type(error).__name__}: {error}"
 
 
 def _given_run_dir() -> Path | None:
@@ -126,9 +141,8 @@ def _abort(status: int, placement: Placement) -> None:
     if placement.size == 1:
         return
     with contextlib.suppress(Exception):
-        job = current()
-        if job is not None:
-            job.communicator.abort(status)
         from .comm_mpi import MpiCommunicator
 
-        MpiCommunicator().abort(status)
+        communicator = MpiCommunicator()
+        remove_shared_memory(shared_memory())
+        communicator.abort(status)

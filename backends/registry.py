@@ -64,7 +64,7 @@ def available() -> list[str]:
 
 @cache
 def _load() -> dict[str, Backend]:
-    """Built-in backends first, then plug-ins by name; a broken plug-in is skipped with a warning."""
+    """Built-in backends, then plug-ins by name; a broken one is skipped with a warning."""
     backends = {name: _resolve(path)() for name, path in BUILTIN.items()}
     for point in sorted(entry_points(group=GROUP), key=lambda point: point.name):
         backend = _load_plugin(point)

@@ -29,6 +29,7 @@ from .flight import (
     clean,
     read_failure,
     read_rank,
+    remove_shared_memory,
     write_report,
 )
 
@@ -38,6 +39,11 @@ START_SECONDS = 120.0
 """The least time that ranks may wait for each other before their first step (they load weights)."""
 GRACE_SECONDS = 2.0
 """How long ranks may take to end by themselves once one of them has failed."""
+_ADVICE = {
+    "was killed by SIGKILL": "If nobody killed it, it may have run out of memory: see the "
+    "system's log."
+}
+_OTHER_ADVICE = "See its stderr for the reason."
 _PIDFD_GET_INFO, _PIDFD_INFO_EXIT, _EXIT_CODE_OFFSET = 0xC040FF0B, 8, 60
 """Linux 6.15 and later: ioctl, flag and offset for the wait status of a process that is gone."""
 
@@ -135,8 +141,7 @@ class Watcher:
         cause = _cause(state.pid, self._handles[rank])
         return Failure(
             f"rank {rank} (pid {state.pid} on {state.host}) {cause} {state.where}. "
-            "The other ranks were ended. If nobody killed it, look for its reason in the system's "
-            "log; a rank that runs out of memory is killed like this.",
+            f"The other ranks were ended. {_ADVICE.get(cause, _OTHER_ADVICE)}",
             3,
         )
 
@@ -155,8 +160,8 @@ class Watcher:
         late = stopped or behind
         if not late:
             return (
-                f"rank {waiter.rank} has waited {limit:g} s in {waiter.place}, and every other rank "
-                f"of {waiter.host} as well. Look at the ranks of other hosts and at the network."
+                f"rank {waiter.rank} has waited {limit:g} s in {waiter.place}, and so have all other "
+                f"ranks of {waiter.host}. Look at the ranks of other hosts and at the network."
             )
         names = " and ".join(
             f"rank {s.rank} (pid {s.pid}) {'is stopped' if s in stopped else 'is still'} {s.where}"
@@ -216,17 +221,12 @@ def _exit_info(handle: int) -> int:
     return int(struct.unpack_from("<i", answer, _EXIT_CODE_OFFSET)[0]) if known else -1
 
 
-def remove_segments(states: list[RankState]) -> None:
-    """Remove the shared-memory files that MPI leaves when its ranks are killed."""
-    for path in {path for state in states for path in state.segments}:
-        Path(path).unlink(missing_ok=True)
-
-
 def told(failure: Failure, run_dir: Path | None) -> str:
     """The text for the user: the message, and where the records lie."""
     if failure.agreed or run_dir is None or not any(run_dir.glob("*.flight.json")):
         return f"error: {failure.message}"
-    return f"error: {failure.message} Records of every rank: {run_dir}"
+    stop = "" if failure.message.endswith((".", "!", "?")) else "."
+    return f"error: {failure.message}{stop} Records of every rank: {run_dir}"
 
 
 def main() -> None:
@@ -243,5 +243,5 @@ def main() -> None:
     if watcher.end(failure):
         print(told(failure, run_dir), file=sys.stderr, flush=True)
     if not failure.agreed:
-        remove_segments(states)
+        remove_shared_memory(path for state in states for path in state.shared_memory)
     clean(run_dir, keep_reports=not failure.agreed)

@@ -48,7 +48,10 @@ class Layout:
             pairs = [piece.split(":") for piece in part.split("+")] if part != "-" else []
             if any(len(pair) != 2 for pair in pairs):
                 raise ValueError(f"malformed layout '{text}'")
-            ranks.append(tuple((int(start), int(stop)) for start, stop in pairs))
+            held = tuple((int(start), int(stop)) for start, stop in pairs)
+            if any(not 0 <= start <= stop for start, stop in held):
+                raise ValueError(f"malformed layout '{text}': a range runs backwards")
+            ranks.append(held)
         return cls(tuple(ranks))
 
     def __str__(self) -> str:

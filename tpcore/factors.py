@@ -68,7 +68,7 @@ def solve_factors(graph: ir.Graph, shapes: Shapes) -> FactorGraph:
     for node in graph:
         spec = OPS.get((node.domain, node.op_type))
         rule = spec.rule_of(Context(node, shapes)) if spec is not None else None
-        if rule is not None:
+        if rule is not None and _fits(node, rule, shapes):
             solved.nodes[node] = _bind(solved, node, rule)
     for node, bound in solved.nodes.items():
         for value, tensor in tensors_of(node, bound.rule):
@@ -80,6 +80,16 @@ def tensors_of(node: ir.Node, rule: Rule) -> list[tuple[ir.Value, TensorSpec | N
     """Operands and results of a node with their place in the rule."""
     values = [*zip(node.inputs, rule.operands), *zip(node.outputs, rule.results)]
     return [(value, tensor) for value, tensor in values if value is not None]
+
+
+def _fits(node: ir.Node, rule: Rule, shapes: Shapes) -> bool:
+    """Whether all values that matter have the rank the rule gives them: splitting an operand without
+    knowing what becomes of a result would be wrong."""
+    return all(
+        tensor is None or len(shapes.dims.get(value, ())) == len(tensor)
+        for value, tensor in tensors_of(node, rule)
+        if value.producer() is not node or value.uses() or value.is_graph_output()
+    )
 
 
 def _bind(solved: FactorGraph, node: ir.Node, rule: Rule) -> NodeFactors:

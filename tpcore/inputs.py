@@ -6,12 +6,13 @@ the table; a mask is all ones, positions count up.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import onnx_ir as ir
 
-from graph.dims import Dim, Expr, bind
+from graph.dims import Dim, Dims, Expr, bind, from_text
 from graph.errors import PlanError
 from graph.shapes import Shapes
 
@@ -19,37 +20,76 @@ DEFAULT_SIZE = 8
 KEEPS_VALUES = {"Cast", "Identity", "Reshape", "Squeeze", "Unsqueeze", "Flatten", "Slice", "Expand"}
 
 
-def make_inputs(
-    graph: ir.Graph, shapes: Shapes, sizes: Mapping[str, int], seed: int = 0
-) -> dict[str, np.ndarray]:
-    """Random inputs for `graph`; `sizes` binds symbolic dims, those missing get a small size."""
-    random = np.random.default_rng(seed)
-    bound = _bind_symbols(graph, shapes, sizes)
-    return {
-        value.name or "": _contents(value, _shape(value, shapes, bound), shapes, random)
+@dataclass(frozen=True)
+class InputSpec:
+    """What an input must look like; a manifest holds one per graph input."""
+
+    name: str
+    dtype: str
+    """ONNX name of the element type, `INT64`."""
+    shape: tuple[int | str, ...] | None
+    """Global shape, symbolic dims by name; None where the model does not declare it."""
+    rows: int | None = None
+    """Integers must stay below this: the rows of the table they look up."""
+
+
+def describe_inputs(graph: ir.Graph, shapes: Shapes) -> list[InputSpec]:
+    """What every input of `graph` must look like."""
+    return [
+        InputSpec(
+            value.name or "",
+            (value.dtype or ir.DataType.FLOAT).name,
+            _known_shape(shapes.dims[value], shapes) if value in shapes.dims else None,
+            _table_rows(value, shapes) if value.dtype and value.dtype.is_integer() else None,
+        )
         for value in graph.inputs
-    }
+    ]
 
 
-def _bind_symbols(
-    graph: ir.Graph, shapes: Shapes, sizes: Mapping[str, int]
-) -> dict[str, int]:
+def _known_shape(dims: Dims, shapes: Shapes) -> tuple[int | str, ...]:
+    return tuple(
+        size if isinstance(size, int) else shapes.equal.get(str(size), str(size)) for size in dims
+    )
+
+
+def make_inputs(
+    specs: Sequence[InputSpec], sizes: Mapping[str, int], seed: int = 0
+) -> dict[str, np.ndarray]:
+    """Random inputs; `sizes` binds symbolic dims, those missing get a small size.
+
+    Raises:
+        PlanError: an input has no declared shape, or `sizes` names a dim that no input has.
+    """
+    random = np.random.default_rng(seed)
+    bound = _bind_symbols(specs, sizes)
+    return {spec.name: _contents(spec, _shape(spec, bound), random) for spec in specs}
+
+
+def _bind_symbols(specs: Sequence[InputSpec], sizes: Mapping[str, int]) -> dict[str, int]:
     symbols = {
         name
-        for value in graph.inputs
-        for size in shapes.dims.get(value, ())
-        if isinstance(size, Expr)
-        for name in size.symbols
+        for spec in specs
+        for size in spec.shape or ()
+        for name in _symbols(size)
     }
-    bound = {name: sizes.get(name, shapes.equal.get(name, _default(name))) for name in symbols}
+    unknown = sorted(set(sizes) - symbols)
+    if unknown:
+        raise PlanError(
+            f"--shape names '{unknown[0]}', which is no dim of any input. "
+            f"Symbolic dims of this model: {', '.join(sorted(symbols)) or 'none'}."
+        )
+    bound = {name: sizes.get(name, _default(name)) for name in symbols}
+    past = sum(bound[name] for name in symbols if "past" in name)
+    fresh = [bound[n] for n in symbols if "seq" in n and "past" not in n and "total" not in n]
     for name in symbols - sizes.keys():
         if "total" in name:
-            past = next((bound[other] for other in symbols if "past" in other), 0)
-            bound[name] = past + next(
-                (bound[o] for o in symbols if "seq" in o and "past" not in o and "total" not in o),
-                DEFAULT_SIZE,
-            )
+            bound[name] = past + (fresh[0] if fresh else DEFAULT_SIZE)
     return bound
+
+
+def _symbols(size: int | str) -> set[str]:
+    dim = from_text(size) if isinstance(size, str) else size
+    return dim.symbols if isinstance(dim, Expr) else set()
 
 
 def _default(name: str) -> int:
@@ -59,30 +99,28 @@ def _default(name: str) -> int:
     return 1 if "batch" in name else DEFAULT_SIZE
 
 
-def _shape(value: ir.Value, shapes: Shapes, bound: Mapping[str, int]) -> tuple[int, ...]:
-    if value not in shapes.dims:
+def _shape(spec: InputSpec, bound: Mapping[str, int]) -> tuple[int, ...]:
+    if spec.shape is None:
         raise PlanError(
-            f"cannot make up input '{value.name}': the model does not declare its shape. "
+            f"cannot make up input '{spec.name}': the model does not declare its shape. "
             "Give the inputs with --inputs x.npz."
         )
-    return tuple(bind(size, bound, DEFAULT_SIZE) for size in shapes.dims[value])
+    dims = [from_text(size) if isinstance(size, str) else size for size in spec.shape]
+    return tuple(bind(size, bound, DEFAULT_SIZE) for size in dims)
 
 
-def _contents(
-    value: ir.Value, shape: tuple[int, ...], shapes: Shapes, random: np.random.Generator
-) -> np.ndarray:
-    dtype = (value.dtype or ir.DataType.FLOAT).numpy()
+def _contents(spec: InputSpec, shape: tuple[int, ...], random: np.random.Generator) -> np.ndarray:
+    dtype = ir.DataType[spec.dtype].numpy()
     if dtype.kind == "b":
         return np.ones(shape, dtype)
     if dtype.kind not in "iu":
         return random.standard_normal(shape).astype(dtype)
-    rows = _table_rows(value, shapes)
-    if "position" in (value.name or "") and shape:
+    if "position" in spec.name and shape:
         positions = np.broadcast_to(np.arange(shape[-1]), shape)
-        return np.minimum(positions, (rows or shape[-1]) - 1).astype(dtype)
-    if rows is None:
+        return np.minimum(positions, (spec.rows or shape[-1]) - 1).astype(dtype)
+    if spec.rows is None:
         return np.ones(shape, dtype)
-    return random.integers(0, rows, shape).astype(dtype)
+    return random.integers(0, spec.rows, shape).astype(dtype)
 
 
 def _table_rows(value: ir.Value, shapes: Shapes) -> int | None:

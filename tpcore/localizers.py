@@ -16,6 +16,9 @@ from graph.dims import Dims
 from graph.shapes import Shapes
 from tpcore.sharding import WHOLE, Sharding
 
+OPSET_OF_AXES_OPERAND = 13
+"""From here on Squeeze takes its axes as an operand."""
+
 
 @dataclass
 class LocalNode:
@@ -183,6 +186,20 @@ def split_sizes(x: LocalNode) -> None:
         return
     x.node.resize_inputs(2)
     x.node.replace_input_with(1, x.constant(np.array(sizes, np.int64), "sizes"))
+
+
+def squeezed_axes(x: LocalNode) -> None:
+    """Name the dims that Squeeze drops: left out they are all of size one, local ones among them."""
+    data = x.source.inputs[0]
+    given = x.source.attributes.get("axes") or (len(x.source.inputs) > 1 and x.source.inputs[1])
+    if data is None or given or not x.held(data).splits:
+        return
+    axes = [dim for dim, size in enumerate(x.dims(data)) if size == 1]
+    if x.graph.opset_imports.get("", 0) < OPSET_OF_AXES_OPERAND:
+        x.node.attributes["axes"] = ir.AttrInt64s("axes", axes)  # type: ignore[arg-type]
+        return
+    x.node.resize_inputs(2)
+    x.node.replace_input_with(1, x.constant(np.array(axes, np.int64), "axes"))
 
 
 def masked_gather(x: LocalNode) -> None:

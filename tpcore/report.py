@@ -10,6 +10,7 @@ import onnx_ir as ir
 
 from graph.dialect import is_collective, parse_node
 from graph.dims import bind
+from graph.shapes import MAX_CONTENTS
 from graph.weights import ShardTensor
 from tpcore.insert_reshards import ShardedGraph
 from tpcore.ops import OPS
@@ -53,9 +54,14 @@ def split_report(sharded: ShardedGraph, ranks: Sequence[ir.Model]) -> dict[str, 
 def _weights_by_source(graph: ir.Graph) -> list[list[ir.Value]]:
     found: dict[int, list[ir.Value]] = {}
     for value in graph.initializers.values():
-        if value.const_value is not None:
+        if value.const_value is not None and _is_weight(value.const_value):
             found.setdefault(id(value.const_value), []).append(value)
     return list(found.values())
+
+
+def _is_weight(tensor: ir.TensorProtocol) -> bool:
+    """Whether a constant counts as a weight: the small integers of shape arithmetic do not."""
+    return not (tensor.dtype.is_integer() and tensor.size <= MAX_CONTENTS)
 
 
 def count_collectives(model: ir.Model) -> dict[str, int]:
@@ -81,7 +87,7 @@ def weight_bytes(model: ir.Model) -> int:
     parts = {
         tensor.key: tensor.nbytes
         for value in model.graph.initializers.values()
-        if isinstance(tensor := value.const_value, ShardTensor)
+        if isinstance(tensor := value.const_value, ShardTensor) and _is_weight(tensor.source)
     }
     return sum(parts.values())
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ import onnx_ir as ir
 from graph.safetensors_file import Progress
 from tpcore.bundle import Bundle, open_bundle, refuse_existing, write_bundle
 from tpcore.insert_reshards import ShardedGraph
+from tpcore.inputs import describe_inputs
 from tpcore.manifest import source_digest
 from tpcore.partition import Options, plan_model, rank_models, shard_plan
 from tpcore.plan import Plan
@@ -35,29 +36,14 @@ class Split:
         """Placement text of every value that is not replicated, by name."""
         return {name: placement_text(held) for name, held in self.sharded.shardings.items()}
 
-    def describe_values(self, values: Sequence[ir.Value]) -> list[dict[str, Any]]:
-        """Name, type, global shape and sharding of graph inputs or outputs."""
-        return [
-            {
-                "name": value.name,
-                "dtype": value.dtype.name if value.dtype is not None else None,
-                "shape": [
-                    size if isinstance(size, int) else str(size)
-                    for size in self.sharded.shapes.dims.get(value, ())
-                ],
-                "sharding": self.shardings.get(value.name or "", "R"),
-            }
-            for value in values
-        ]
-
     def manifest(self, source: Path) -> dict[str, Any]:
         """The fields of a bundle's manifest that concern the split."""
         graph, plan = self.sharded.model.graph, self.sharded.plan
         return {
             "source": {"name": source.name, "sha256": source_digest(source)},
             "mesh": dict(self.sharded.mesh.axes),
-            "inputs": self.describe_values(list(graph.inputs)),
-            "outputs": self.describe_values(list(graph.outputs)),
+            "inputs": [asdict(spec) for spec in describe_inputs(graph, self.sharded.shapes)],
+            "outputs": [value.name for value in graph.outputs],
             "states": {past.name: present.name for past, present in plan.states.items()},
             "shardings": self.shardings,
             "report": dict(self.report),

@@ -207,7 +207,8 @@ def _partial(node: ir.Node, spec: OpSpec, operands: tuple[int, ...]) -> Strategy
         return None
     partial = {*operands, *spec.addends}
     places = tuple(PARTIAL if i in partial else REPLICATE for i in range(len(node.inputs)))
-    return Strategy("partial", places, (PARTIAL,) * len(node.outputs))
+    result = REPLICATE if spec.reads_shape_only else PARTIAL
+    return Strategy("partial", places, (result,) * len(node.outputs))
 
 
 def find_chains(factors: FactorGraph, splittable: Iterable[ir.Value], ranks: int) -> list[Chain]:

@@ -151,7 +151,7 @@ class Trial:
     def part(self, whole: Array, value: ir.Value, held: Sharding, rank: int) -> Array:
         """What `rank` holds of a value that is sharded or replicated."""
         layouts = held.layouts or tuple(self._bound_layout(value, s, held) for s in held.splits)
-        return np.ascontiguousarray(take_box(whole, box_of(held.dims, layouts, rank, whole.ndim)))
+        return take_box(whole, box_of(held.dims, layouts, rank, whole.ndim)).copy(order="C")
 
     def _bound_layout(self, value: ir.Value, split: DimSplit, held: Sharding) -> Layout:
         """Index ranges of a dim at the actual sizes of symbolic dims."""

@@ -29,7 +29,23 @@ from tpcore.trial import Array, Case, Held, Trial
 MAX_TRIALS = 400
 """Runs per case; a case that would take more has its missing strategies not looked for."""
 
-KNOWN_MISSING: tuple[tuple[str, str, str], ...] = ()
+LONE_SCALE = "scale and bias are weights, of which no one makes partial sums"
+HEADS_FIRST = "values are not partial where attention starts: their heads are split before it"
+KNOWN_MISSING: tuple[tuple[str, str, str], ...] = (
+    ("Cast", r"P\(sum\) -> P\(sum\)", "a narrower type would round every part"),
+    ("LayerNormalization", r"R, P.* -> P\(sum\)(, R)*", LONE_SCALE),
+    ("RMSNormalization", r"R, P.* -> P\(sum\)", LONE_SCALE),
+    ("SimplifiedLayerNormalization", r"R, P.* -> P\(sum\)", LONE_SCALE),
+    ("SkipSimplifiedLayerNormalization", r".*P\(sum\), R, R", "the mean of an RMSNorm is zero"),
+    ("SkipSimplifiedLayerNormalization", r"R, R, P.* -> P\(sum\)(, R)*", LONE_SCALE),
+    ("SkipLayerNormalization", r"R, R, P.* -> P\(sum\)(, R)*", LONE_SCALE),
+    ("Slice", r"S.* -> S.*", "a whole dim and the kept part of it are split evenly each by itself"),
+    ("Reshape", r"S.* -> S.*", "a common factor of two dims, neither of which divides the other"),
+    ("Attention", r"R, R, S\(3\).* -> S\(3\).*", "heads are split, not what is inside one"),
+    ("Attention", r"R, R, P.* -> P\(sum\).*", HEADS_FIRST),
+    ("GroupQueryAttention", r"R, R, P.* -> P\(sum\).*", HEADS_FIRST),
+    ("RotaryEmbedding", r"R,.* P\(sum\), P\(sum\) -> P\(sum\)", "the cache is a constant"),
+)
 """(op, pattern of the missing placement, why it is not offered)."""
 
 
@@ -84,6 +100,10 @@ def validate(case: Case, ranks: int) -> Findings:
 
 def _search(trial: Trial, offered: set[str]) -> tuple[list[str], list[str], int, str]:
     """Missing placements, those of them with a known reason, number of runs, why there are none."""
+    if trial.space.ranks == 1:
+        return [], [], 0, "one rank holds everything"
+    if any(array.size == 0 for array in trial.inputs.values()):
+        return [], [], 0, "an operand is empty, and right however it is held"
     options = [_options(trial, value) for value in trial.values]
     runs = math.prod(len(choices) for choices in options[: _varied(trial)])
     if runs > MAX_TRIALS:

@@ -24,7 +24,7 @@ from graph.errors import BundleError
 from graph.reader import read_model
 from tpcore.bundle import Bundle
 from tpcore.distribute import cut_inputs, read_held
-from tpcore.inputs import make_inputs
+from tpcore.inputs import describe_inputs, make_inputs
 from tpcore.manifest import source_digest
 
 TOLERANCES = {"float64": 1e-6, "float32": 1e-4, "float16": 1e-2, "bfloat16": 5e-2}
@@ -130,7 +130,7 @@ def verify_ranks(
     """`verify` for rank graphs that are in memory."""
     if inputs is None:
         canonical, shapes = canonicalize(read_model(model))
-        inputs = make_inputs(canonical.graph, shapes, sizes or {})
+        inputs = make_inputs(describe_inputs(canonical.graph, shapes), sizes or {})
     want = reference(model, inputs, backend)
     got = run_ranks(ranks, shardings, inputs, backend)
     outputs = [compare(name, got[name], want[name]) for name in want]

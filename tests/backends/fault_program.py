@@ -14,20 +14,23 @@ import numpy as np
 from backends.exec_ort import OrtExecutor
 from backends.handshake import RankInfo, collective_sequence, handshake
 from backends.job import join
+from backends.placement import detect_environment
 from backends.rank_main import rank_main
 from backends.run import RankProgram
 from graph.dialect import AllReduce
 from graph.errors import GraphError
 from tests.backends.toys import HIDDEN, Maker, mlp_rank
 
-RUNS, FAULTY_RUN = 400, 200
+RUNS, FAULTY_RUN = int(os.environ.get("FAULT_RUNS", 400)), 200
 X = np.ones((2, HIDDEN), np.float32)
 
 
 def main() -> int:
     fault, timeout_seconds = sys.argv[1], float(sys.argv[2])
-    if fault == "early" and int(os.environ.get("PMI_RANK", os.environ.get("PMIX_RANK", 0))) == 1:
+    if fault == "early" and detect_environment().rank == 1:
         raise ValueError("before MPI starts")
+    if fault == "earlyexit" and detect_environment().rank == 1:
+        sys.exit(3)
     job = join(timeout_seconds)
     if fault == "order":
         refuse(job.rank, job.size)

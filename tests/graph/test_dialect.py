@@ -240,7 +240,9 @@ def test_bad_attributes_are_named(op: Collective, name: str, value: Any, reason:
     node.name = "exchange"
     node.attributes.pop(name)
     if value is not None:
-        node.attributes.update({a.name: a for a in ir.convenience.convert_attributes({name: value})})
+        node.attributes.update(
+            {a.name: a for a in ir.convenience.convert_attributes({name: value})}
+        )
     with pytest.raises(GraphError) as caught:
         parse_node(node)
     message = str(caught.value)

@@ -6,6 +6,7 @@ more row here.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -58,7 +59,7 @@ ATTRIBUTES: dict[str, dict[str, Any]] = {"Cast": {"to": 6}}  # to int32: not lin
 LOGICAL = ("And", "Or", "Xor")
 BITWISE = ("BitwiseAnd", "BitwiseOr", "BitwiseXor")
 FLOAT_PAIRS = (
-    "Add Sub Mul Div Max Min PRelu Equal Greater GreaterOrEqual Less LessOrEqual Sum".split()
+    "Add Sub Mul Div Max Min PRelu Greater GreaterOrEqual Less LessOrEqual Sum".split()
 )
 
 ELEMENTWISE = [
@@ -75,6 +76,7 @@ ELEMENTWISE = [
     Case("Max", (floats(5, 6), floats(6), floats(5, 1))),
     Case("BitShift", (ints(0, 99, 5, 6, dtype=np.uint32), ints(0, 5, 6, dtype=np.uint32)),
          {"direction": "LEFT"}),
+    Case("Equal", (ints(0, 2, 5, 6), ints(0, 2, 6))),
     Case("Mod", (floats(5, 6), floats(6)), {"fmod": 1}),
     Case("Mod", (ints(0, 99, 5, 6), ints(1, 9, 5, 1))),
     Case("Pow", (above(0.5, 5, 6), floats(6))),
@@ -107,7 +109,9 @@ CONTRACTIONS = [
 
 # --- norms and reductions -------------------------------------------------------------------------
 
-REDUCTIONS = "ReduceMax ReduceMin ReduceProd ReduceL1 ReduceL2 ReduceLogSumExp".split()
+REDUCTIONS = (
+    "ReduceMax ReduceMin ReduceProd ReduceL1 ReduceL2 ReduceSumSquare ReduceLogSumExp".split()
+)
 
 NORMS = [
     *(Case(op, (floats(4, 5, 6),), {"axis": axis}) for op in ("Softmax", "LogSoftmax")
@@ -179,6 +183,7 @@ SHAPES = [
     *(Case("Squeeze", (floats(5, 1, 6, 1), const(*axes)), constants=(1,))
       for axes in ((1,), (1, -1))),
     Case("Squeeze", (floats(5, 1, 6),)),
+    Case("Squeeze", (floats(5, 1, 6),), opset=11),
     Case("Squeeze", (floats(5, 1, 6),), {"axes": [1]}, opset=11),
     *(Case("Unsqueeze", (floats(5, 6), const(*axes)), constants=(1,)) for axes in ((1,), (0, -1))),
     Case("Unsqueeze", (floats(5, 6),), {"axes": [1]}, opset=11),
@@ -266,6 +271,7 @@ ATTENTION = [
     attention(3, 4, 1, mask=(2, 1, 3, 3)),
     attention(3, 8, 4, mask=(1, 8, 3, 5), past=2),
     attention(4, 8, 4, mask=(3, 5), past=2),
+    replace(attention(4, 8, 4), attributes={"is_causal": 1}),
     rotary((2, 5, 3, 4), ""),
     rotary((2, 3, 20), "", num_heads=5),
     rotary((2, 5, 3, 4), "com.microsoft"),

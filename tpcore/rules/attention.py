@@ -1,16 +1,14 @@
-"""Fused attention: heads are split, head size and positions stay whole.
+"""Fused attention: heads are split, head size and keys stay whole, and queries where causal.
 
 `h` counts key/value heads, `g` the query heads of each, so that grouped queries stay with their keys.
 """
 
 from __future__ import annotations
 
-from graph.dims import divide
+from graph.dims import Dim, divide
 from graph.shapes import Context
 from tpcore.rule import Rule
-from tpcore.rules.spec import OpSpec, make
-
-PACKED_CACHE = "b h p! e!"
+from tpcore.rules.spec import OpSpec, broadcast_text, make
 
 
 def group_query_attention(c: Context) -> Rule | None:
@@ -20,25 +18,22 @@ def group_query_attention(c: Context) -> Rule | None:
     head_size = divide(c.dims(0)[2], heads + 2 * kv_heads if packed else heads)
     if not isinstance(head_size, int):
         return None
-    apart = ["b s (h g e!)", "b t! (h e)", "b t (h e)"]
-    operands = ["b s (h g e!|h e|h e)", "-", "-"] if packed else apart
-    operands += [PACKED_CACHE, PACKED_CACHE, *["*"] * 5, _bias_text(c, 10, heads), "(h g)"]
-    results = ["b s (h g e)", "b h t2! e", "b h t2! e"]
+    apart = ["b s! (h g e!)", "b t! (h e)", "b t (h e)"]
+    operands = ["b s! (h g e!|h e|h e)", "-", "-"] if packed else apart
+    operands += ["b h p! e", "b h p e", "b", "*", "*", "*", "b s", _mask_text(c, 10), "(h g)"]
+    results = ["b s (h g e)", "b h t2! e", "b h t2 e"]
     return make(
         _with_absent(c, operands) + " -> " + ", ".join(results[: len(c.node.outputs)]),
         {"h": kv_heads, "g": heads // kv_heads, "e": head_size},
     )
 
 
-def _bias_text(c: Context, index: int, heads: int) -> str:
+def _mask_text(c: Context, index: int) -> str:
     """Text of a mask or bias that is broadcast to `batch heads query key`."""
     value = c.operand(index)
     if value is None or value not in c.shapes.dims:
         return "*"
-    dims = c.shapes.dims[value]
-    if len(dims) < 3 or dims[-3] != heads or heads == 1:
-        return "*"
-    return " ".join(["m0!", "(h g)", "m2!", "m3!"][4 - len(dims) :])
+    return broadcast_text(["b", "(h g)", "s", "keys!"], c.shapes.dims[value])
 
 
 def _with_absent(c: Context, operands: list[str]) -> str:
@@ -58,33 +53,48 @@ def attention(c: Context) -> Rule | None:
     if not (isinstance(heads, int) and isinstance(kv_heads, int)):
         return None
     sizes = {"h": kv_heads, "g": heads // kv_heads}
+    query_dim = "s!" if c.attribute("is_causal", 0) else "s"
     if flat:
         key_size, value_size = divide(key[2], kv_heads), divide(value[2], kv_heads)
         if key_size is None or value_size is None:
             return None
-        operands = ["b s (h g e!)", "b t! (h e)", "b t (h f!)"]
+        operands = [f"b {query_dim} (h g e!)", "b t! (h e)", "b t (h f!)"]
         results = ["b s (h g f)"]
         sizes |= {"e": key_size, "f": value_size}  # type: ignore[dict-item]
     else:
-        operands = ["b (h g) s e!", "b h t! e", "b h t f!"]
+        operands = [f"b (h g) {query_dim} e!", "b h t! e", "b h t f!"]
         results = ["b (h g) s f"]
-    operands += [_bias_text(c, 3, heads), "b h p! e", "b h p f", "*"]
+    operands += [_mask_text(c, 3), "b h p! e", "b h p f", "b"]
     results += ["b h t2! e", "b h t2 f", "b (h g) s t2"]
     text = _with_absent(c, operands) + " -> " + ", ".join(results[: len(c.node.outputs)])
     return make(text, sizes)
 
 
 def rotary_embedding(c: Context) -> Rule | None:
-    """`b h s e!` or `b s (h e!)`; the caches are whole."""
-    rest = ", *" * (len(c.node.inputs) - 1)
-    dims = c.dims(0)
+    """`b h s e!, b s c!, b s c! -> b h s e`: a cache with a row per batch and position."""
+    others = ["*", "*", "b s"]
+    if c.operand(3) is None:
+        others = [broadcast_text(["b", "s", "c!"], c.dims(i)) for i in (1, 2)]
+    return _rotary(c, "s", others, 2 * c.dims(1)[-1])
+
+
+def rotary_embedding_of_table(c: Context) -> Rule | None:
+    """`b h s e!, b s, *, * -> b h s e`; a single position is that of the first query."""
+    if len(c.dims(1)) == 1:
+        return _rotary(c, "s!", ["*", "*", "*"], 2 * c.dims(2)[-1])
+    return _rotary(c, "s", ["b s", "*", "*"], 2 * c.dims(2)[-1])
+
+
+def _rotary(c: Context, position: str, others: list[str], rotated: Dim) -> Rule | None:
+    """The rule of either kind of rotary embedding; `rotated` is the head size if no other is given."""
+    dims, rest = c.dims(0), ", ".join(others)
     if len(dims) == 4:
-        return make(f"b h s e!{rest} -> b h s e")
-    heads = c.attribute("num_heads", 0)
+        return make(f"b h {position} e!, {rest} -> b h s e")
+    heads = c.attribute("num_heads", 0) or divide(dims[2], rotated)
     size = divide(dims[2], heads) if heads else None
-    if size is None:
+    if heads is None or size is None:
         return None
-    return make(f"b s (h e!){rest} -> b s (h e)", {"h": heads, "e": size})
+    return make(f"b {position} (h e!), {rest} -> b s (h e)", {"h": heads, "e": size})
 
 
 ATTENTION_OPS: dict[tuple[str, str], OpSpec] = {
@@ -98,6 +108,10 @@ ATTENTION_OPS: dict[tuple[str, str], OpSpec] = {
         attributes={"q_num_heads": "h g", "kv_num_heads": "h"},
         states=((4, 1), (5, 2)),
     ),
-    ("", "RotaryEmbedding"): OpSpec(rotary_embedding, attributes={"num_heads": "h"}),
-    ("com.microsoft", "RotaryEmbedding"): OpSpec(rotary_embedding, attributes={"num_heads": "h"}),
+    ("", "RotaryEmbedding"): OpSpec(
+        rotary_embedding, linear=((0,),), attributes={"num_heads": "h"}
+    ),
+    ("com.microsoft", "RotaryEmbedding"): OpSpec(
+        rotary_embedding_of_table, linear=((0,),), attributes={"num_heads": "h"}
+    ),
 }

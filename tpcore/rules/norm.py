@@ -29,11 +29,12 @@ def layer_norm(c: Context) -> Rule:
 
 
 def skip_norm(c: Context) -> Rule:
-    """`b s h!, b s h!, * -> b s h, -, -, b s h`: the sum of both operands is the fourth result."""
+    """`b s h!, b s h!, * -> b s h, b s 1, b s 1, b s h`: the fourth is the sum of both operands."""
     labels = names(len(c.dims(0)))
     marked, plain = " ".join(mark(labels, [len(labels) - 1], "!")), " ".join(labels)
     weights = ", *" * (len(c.node.inputs) - 2)
-    results = [plain, "-", "-", plain][: len(c.node.outputs)]
+    statistics = " ".join([*labels[:-1], "1"])
+    results = [plain, statistics, statistics, plain][: len(c.node.outputs)]
     return make(f"{marked}, {marked}{weights} -> {', '.join(results)}")
 
 
@@ -53,7 +54,7 @@ def _reduce(c: Context, sign: str) -> Rule | None:
 
 
 def reduce_sum(c: Context) -> Rule | None:
-    """`d0 d1+ -> d0 1`."""
+    """`d0 d1+ -> d0 1`: the whole is the sum of the parts' results."""
     return _reduce(c, "+")
 
 
@@ -72,8 +73,10 @@ NORM_OPS: dict[tuple[str, str], OpSpec] = {
     ("com.microsoft", "SkipLayerNormalization"): OpSpec(skip_norm),
     ("", "ReduceSum"): OpSpec(reduce_sum, linear=((0,),)),
     ("", "ReduceMean"): OpSpec(reduce_whole, linear=((0,),)),
+    ("", "ReduceL1"): OpSpec(reduce_sum),
+    ("", "ReduceSumSquare"): OpSpec(reduce_sum),
     **{
         ("", op): OpSpec(reduce_whole)
-        for op in "ReduceMax ReduceMin ReduceProd ReduceL1 ReduceL2 ReduceLogSumExp".split()
+        for op in "ReduceMax ReduceMin ReduceProd ReduceL2 ReduceLogSumExp".split()
     },
 }

@@ -183,12 +183,14 @@ def _others(c: Context) -> str:
 SHAPE_OPS: dict[tuple[str, str], OpSpec] = {
     ("", "Transpose"): OpSpec(transpose, linear=((0,),)),
     ("", "Unsqueeze"): OpSpec(unsqueeze, linear=((0,),)),
-    ("", "Squeeze"): OpSpec(squeeze, linear=((0,),)),
+    ("", "Squeeze"): OpSpec(squeeze, linear=((0,),), localize=localizers.squeezed_axes),
     ("", "Expand"): OpSpec(expand, linear=((0,),), localize=localizers.shape_operand),
     ("", "Reshape"): OpSpec(reshape, linear=((0,),), localize=localizers.shape_operand),
     ("", "Slice"): OpSpec(slice_, linear=((0,),), localize=localizers.slice_bounds),
     ("", "Concat"): OpSpec(concat, linear=(ALL,)),
     ("", "Split"): OpSpec(split, linear=((0,),), localize=localizers.split_sizes),
     ("", "Gather"): OpSpec(gather, linear=((0,),), localize=localizers.masked_gather),
-    ("", "Shape"): OpSpec(shape_only, reads_shape_only=True, localize=localizers.global_shape),
+    ("", "Shape"): OpSpec(
+        shape_only, linear=(ALL,), reads_shape_only=True, localize=localizers.global_shape
+    ),
 }

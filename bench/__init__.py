@@ -1,0 +1,1 @@
+"""Tables and benchmarks; see bench/README.md."""

@@ -1,0 +1,274 @@
+"""The command line. Output for people on stdout, one JSON object with --json; all else on stderr.
+
+Exit status: 0 done; 1 verification found a difference; 2 bad input or request; 3 execution failed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from graph.errors import TpcoreError
+
+DESCRIPTION = "Split an ONNX model over n ranks by tensor parallelism, run it, prove it equal."
+EXAMPLES = """examples:
+  tpcore demo                                            split, run and prove a small Llama
+  tpcore shard model.onnx --tp 4 -o bundle               write one graph per rank
+  tpcore inspect bundle                                  memory per rank, collectives, what is whole
+  tpcore verify bundle --against model.onnx              prove that it computes the same
+  tpcore run bundle --inputs x.npz --outputs y.npz       run it on 4 MPI ranks of this machine
+  mpirun -n 4 tpcore run bundle --inputs x.npz           the same, started by mpirun
+
+exit status: 0 done, 1 verification found a difference, 2 bad input or request, 3 execution failed
+"""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command; returns the exit status."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    parser = build_parser()
+    args = parser.parse_args(arguments)
+    args.argv = arguments
+    if args.debug:
+        return int(args.run(args))
+    if args.command == "run":
+        from backends.rank_main import rank_main
+
+        return rank_main(lambda: int(args.run(args)))
+    try:
+        return int(args.run(args))
+    except TpcoreError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return error.exit_status
+    except BrokenPipeError:
+        sys.stderr.close()
+        return 0
+    except KeyboardInterrupt:
+        return 130
+    except OSError as error:
+        where = f" '{error.filename}'" if error.filename else ""
+        print(f"error: the system refused{where}: {error.strerror or error}.", file=sys.stderr)
+        return 2
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The parser of all commands."""
+    parser = argparse.ArgumentParser(
+        prog="tpcore",
+        description=DESCRIPTION,
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--version", action=_Version, nargs=0, help="print the version and stop")
+    parser.set_defaults(debug=False)
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
+    for add in (_add_plan, _add_shard, _add_inspect, _add_verify, _add_run, _add_doctor, _add_demo):
+        add(commands)
+    return parser
+
+
+class _Version(argparse.Action):
+    def __call__(self, parser: argparse.ArgumentParser, *_: object, **__: object) -> None:
+        from tpcore.manifest import tool_version
+
+        print(f"tpcore {tool_version()}")
+        parser.exit(0)
+
+
+Commands = argparse._SubParsersAction  # type: ignore[type-arg]
+
+
+def _command(commands: Commands, name: str, summary: str, example: str) -> argparse.ArgumentParser:
+    parser: argparse.ArgumentParser = commands.add_parser(
+        name,
+        help=summary,
+        description=summary[0].upper() + summary[1:] + ".",
+        epilog=f"example:\n  {example}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--debug", action="store_true", help="show a traceback where one fails")
+    parser.set_defaults(run=_lazily(name))
+    return parser
+
+
+def _lazily(name: str):  # type: ignore[no-untyped-def]
+    def run(args: argparse.Namespace) -> int:
+        from tpcore import commands
+
+        return commands.COMMANDS[name](args)
+
+    return run
+
+
+def _tp(text: str) -> int:
+    try:
+        ranks = int(text)
+    except ValueError:
+        ranks = 0
+    if ranks < 1:
+        raise argparse.ArgumentTypeError(
+            f"'{text}' is no number of ranks: it must be a whole number, 1 or more"
+        )
+    return ranks
+
+
+def _sizes(text: str) -> dict[str, int]:
+    sizes = {}
+    for item in text.split(","):
+        name, _, size = item.partition("=")
+        if not name.strip() or not size.strip().isdigit():
+            raise argparse.ArgumentTypeError(
+                f"'{item}' is no size of a dim: write --shape batch=1,sequence=128"
+            )
+        sizes[name.strip()] = int(size)
+    return sizes
+
+
+def _seconds(text: str) -> float:
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = 0.0
+    if not 0 < seconds < 1e7:
+        raise argparse.ArgumentTypeError(f"'{text}' is no time: give seconds above 0")
+    return seconds
+
+
+def _add_model(parser: argparse.ArgumentParser, tp_required: bool = True) -> None:
+    parser.add_argument("model", type=Path, help="ONNX file; its weights may lie beside it")
+    _add_tp(parser, tp_required)
+    parser.add_argument(
+        "--plan",
+        default="auto",
+        metavar="P",
+        help="auto: the cheapest; replicate: split nothing; or a plan file (default: auto)",
+    )
+    _add_shape(parser)
+
+
+def _add_tp(parser: argparse.ArgumentParser, required: bool) -> None:
+    parser.add_argument(
+        "--tp",
+        "--tensor-parallel-size",
+        dest="tp",
+        type=_tp,
+        required=required,
+        metavar="N",
+        help="number of ranks to split over",
+    )
+
+
+def _add_shape(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--shape",
+        type=_sizes,
+        default={},
+        metavar="DIM=SIZE,…",
+        help="sizes of the model's symbolic dims, e.g. batch=1,sequence=128",
+    )
+
+
+def _add_json(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--json", action="store_true", help="print one JSON object")
+
+
+def _add_plan(commands: Commands) -> None:
+    parser = _command(
+        commands,
+        "plan",
+        "show how a model would be split, without reading its weights",
+        "tpcore plan model.onnx --tp 4 -o plan.json",
+    )
+    _add_model(parser)
+    parser.add_argument("-o", "--output", type=Path, metavar="PLAN", help="write the plan as JSON")
+    _add_json(parser)
+
+
+def _add_shard(commands: Commands) -> None:
+    parser = _command(
+        commands,
+        "shard",
+        "split a model into a bundle of one graph and one weight file per rank",
+        "tpcore shard model.onnx --tp 4 -o bundle",
+    )
+    _add_model(parser)
+    parser.add_argument(
+        "-o", "--output", type=Path, required=True, metavar="BUNDLE", help="directory to write"
+    )
+    parser.add_argument("--force", action="store_true", help="replace an existing bundle")
+    parser.add_argument(
+        "--dump", type=Path, metavar="DIR", help="write the graph as text after each step"
+    )
+    _add_json(parser)
+
+
+def _add_inspect(commands: Commands) -> None:
+    parser = _command(
+        commands,
+        "inspect",
+        "show what is in a bundle or a model",
+        "tpcore inspect bundle --json",
+    )
+    parser.add_argument("target", type=Path, help="bundle or ONNX file")
+    parser.add_argument("--text", action="store_true", help="print the graphs as text")
+    _add_json(parser)
+
+
+def _add_verify(commands: Commands) -> None:
+    parser = _command(
+        commands,
+        "verify",
+        "prove that a bundle computes what the unsplit model computes",
+        "tpcore verify bundle --against model.onnx --inputs x.npz",
+    )
+    parser.add_argument("bundle", type=Path, help="bundle written by tpcore shard")
+    parser.add_argument(
+        "--against", type=Path, required=True, metavar="MODEL", help="the model it was made from"
+    )
+    parser.add_argument("--backend", default="simulate", help="backend to run both on")
+    parser.add_argument("--inputs", type=Path, metavar="NPZ", help="inputs (default: made up)")
+    _add_shape(parser)
+    _add_json(parser)
+
+
+def _add_run(commands: Commands) -> None:
+    parser = _command(
+        commands,
+        "run",
+        "run a bundle, or a model split in memory; starts its own ranks unless mpirun did",
+        "mpirun -n 4 tpcore run bundle --backend cpu --inputs x.npz --outputs y.npz",
+    )
+    parser.add_argument("target", type=Path, help="bundle, or ONNX file with --tp")
+    parser.add_argument("--backend", default="cpu", help="see tpcore doctor (default: cpu)")
+    _add_tp(parser, required=False)
+    parser.add_argument("--plan", default="auto", metavar="P", help="plan for an ONNX file")
+    parser.add_argument("--inputs", type=Path, metavar="NPZ", help="inputs (default: made up)")
+    parser.add_argument("--outputs", type=Path, metavar="NPZ", help="where to write all outputs")
+    parser.add_argument(
+        "--timeout",
+        type=_seconds,
+        default=300.0,
+        metavar="S",
+        help="seconds a rank may wait for the others before the job is ended (default: 300)",
+    )
+    _add_shape(parser)
+    _add_json(parser)
+
+
+def _add_doctor(commands: Commands) -> None:
+    parser = _command(
+        commands, "doctor", "say what can run on this machine, and why not", "tpcore doctor"
+    )
+    _add_json(parser)
+
+
+def _add_demo(commands: Commands) -> None:
+    parser = _command(
+        commands,
+        "demo",
+        "split a small Llama, run it on MPI ranks, and prove the result",
+        "tpcore demo --tp 2",
+    )
+    _add_tp(parser, required=False)

@@ -1,0 +1,207 @@
+"""What each command does; `tpcore.cli` says what it accepts."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from backends import registry
+from backends.placement import detect_environment
+from graph.errors import PlanError
+from graph.text import graph_text
+from tpcore import demo, doctor
+from tpcore.bundle import open_bundle
+from tpcore.ops import OPS
+from tpcore.partition import Options
+from tpcore.report import report_text
+from tpcore.run import (
+    load_inputs,
+    needs_launch,
+    read_npz,
+    run_as_rank,
+    run_here,
+    start_ranks,
+    write_npz,
+)
+from tpcore.shard import shard, split_model
+from tpcore.target import Target, open_target
+from tpcore.verify import Verification, verify
+
+
+def _print_json(contents: Mapping[str, Any]) -> None:
+    print(json.dumps(contents, indent=2))
+
+
+def _options(args: argparse.Namespace, dump: Path | None = None) -> Options:
+    return Options(args.tp, args.plan, args.shape, dump)
+
+
+def _write_text(path: Path, text: str) -> None:
+    try:
+        path.write_text(text)
+    except OSError as error:
+        raise PlanError(f"cannot write '{path}': {error.strerror}. Choose another path.") from error
+
+
+def plan_command(args: argparse.Namespace) -> int:
+    """`tpcore plan`."""
+    split = split_model(args.model, _options(args))
+    plan = split.sharded.plan.to_json()
+    if args.output is not None:
+        _write_text(args.output, json.dumps(plan, indent=2) + "\n")
+    if args.json:
+        _print_json({**split.report, "plan": plan})
+    else:
+        print(report_text(split.report))
+        if args.output is not None:
+            print(f"plan           {args.output}")
+    return 0
+
+
+def shard_command(args: argparse.Namespace) -> int:
+    """`tpcore shard`."""
+    progress = _progress_bar() if sys.stderr.isatty() else None
+    bundle = shard(
+        args.model,
+        args.output,
+        _options(args, args.dump),
+        force=args.force,
+        progress=progress,
+    )
+    report = bundle.manifest["report"]
+    if args.json:
+        _print_json({**report, "bundle": str(bundle.path), "bundle_id": bundle.id})
+    else:
+        print(f"bundle         {bundle.path}")
+        print(report_text(report))
+    return 0
+
+
+def _progress_bar() -> Callable[[int, int], None]:
+    shown = -1
+
+    def show(done: int, total: int) -> None:
+        nonlocal shown
+        percent = 100 * done // total if total else 100
+        if percent != shown:
+            shown = percent
+            end = "\n" if done >= total else ""
+            print(f"\rwriting weights {percent:3d} %", end=end, file=sys.stderr, flush=True)
+
+    return show
+
+
+def inspect_command(args: argparse.Namespace) -> int:
+    """`tpcore inspect`."""
+    if args.target.is_file():
+        split = split_model(args.target, Options(1))
+        report, models = dict(split.report), list(split.ranks)
+        ops = sorted({(n.domain, n.op_type) for n in models[0].graph} - OPS.keys())
+        report["ops_without_rule"] = [f"{d}.{op}" if d else op for d, op in ops]
+    else:
+        bundle = open_bundle(args.target)
+        report = dict(bundle.manifest["report"])
+        models = [bundle.load_rank(r) for r in range(bundle.world_size)] if args.text else []
+    if args.json:
+        _print_json(report)
+        return 0
+    print(report_text(report))
+    if report.get("ops_without_rule"):
+        print(f"no rule for    {', '.join(report['ops_without_rule'])} (these run on every rank)")
+    if args.text:
+        for rank, model in enumerate(models):
+            print(f"\n# rank {rank}\n{graph_text(model)}", end="")
+    return 0
+
+
+def verify_command(args: argparse.Namespace) -> int:
+    """`tpcore verify`."""
+    inputs = read_npz(args.inputs) if args.inputs is not None else None
+    result = verify(
+        open_bundle(args.bundle),
+        args.against,
+        inputs,
+        sizes=args.shape,
+        backend=args.backend,
+    )
+    if args.json:
+        _print_json(result.to_json())
+    else:
+        print(verification_text(result))
+    return 0 if result.equal else 1
+
+
+def verification_text(result: Verification) -> str:
+    """The verification as a few lines."""
+    lines = [
+        f"{'equal' if o.equal else 'WRONG'}  {o.name}: largest difference {o.max_abs_diff:.2e}, "
+        f"{o.max_rel_diff:.2e} of the largest value (allowed {o.tolerance:.0e})"
+        for o in result.outputs
+    ]
+    if result.first_divergence is not None:
+        d = result.first_divergence
+        lines.append(
+            f"first wrong value: '{d['value']}' of node '{d['node']}' ({d['op']}), "
+            f"off by {d['max_abs_diff']:.2e}"
+        )
+    return "\n".join(lines)
+
+
+def run_command(args: argparse.Namespace) -> int:
+    """`tpcore run`."""
+    backend = registry.get(args.backend)
+    options = Options(args.tp, args.plan, args.shape) if args.tp is not None else None
+
+    def opened() -> Target:
+        return open_target(args.target, options)
+
+    def inputs(target: Target) -> dict[str, np.ndarray]:
+        return load_inputs(args.inputs, target, args.shape)
+
+    if backend.communicator is None or detect_environment().size == 1:
+        target = opened()
+        given = inputs(target)
+        if needs_launch(backend, target.world_size):
+            return start_ranks(args.argv, target.world_size, args.timeout)
+        outputs = run_here(target, backend, given)
+    else:
+        outputs = run_as_rank(opened, backend, inputs, args.timeout)
+        if detect_environment().rank != 0:
+            return 0
+    _deliver(args, outputs)
+    return 0
+
+
+def _deliver(args: argparse.Namespace, outputs: Mapping[str, np.ndarray]) -> None:
+    if args.outputs is not None:
+        write_npz(args.outputs, outputs)
+    described = {
+        name: {"dtype": array.dtype.name, "shape": list(array.shape)}
+        for name, array in outputs.items()
+    }
+    if args.json:
+        where = str(args.outputs) if args.outputs is not None else None
+        _print_json({"outputs": described, "file": where})
+        return
+    for name, array in outputs.items():
+        first = ", ".join(f"{x:.6g}" for x in array.reshape(-1)[:4].tolist())
+        print(f"{name}: {array.dtype.name}{list(array.shape)} {first}{', …' if array.size > 4 else ''}")
+    if args.outputs is not None:
+        print(f"written to {args.outputs}")
+
+
+COMMANDS: dict[str, Callable[[argparse.Namespace], int]] = {
+    "plan": plan_command,
+    "shard": shard_command,
+    "inspect": inspect_command,
+    "verify": verify_command,
+    "run": run_command,
+    "doctor": doctor.doctor_command,
+    "demo": demo.demo_command,
+}
