@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import socket
 import subprocess
@@ -17,7 +18,7 @@ from graph.errors import BackendUnavailable
 
 from .base import Communicator
 from .comm_local import SingleCommunicator
-from .flight import EXCHANGE, START, Recorder
+from .flight import DONE, EXCHANGE, START, Recorder
 from .placement import Placement, detect_environment
 from .run import Monitor, Silent
 
@@ -62,6 +63,8 @@ class Watched:
 
 
 _current: Job | None = None
+_begun = False
+"""Whether the ranks have told each other if they join."""
 
 
 def join(timeout_seconds: float = DEFAULT_TIMEOUT_SECONDS) -> Job:
@@ -101,17 +104,49 @@ def _join_ranks(placement: Placement, timeout_seconds: float) -> Job:
         recorder.enter(START)
     ranks = MpiCommunicator()
     _check_size(placement, ranks)
-    hosts = ranks.exchange(socket.gethostname().encode())
+    try:
+        hosts = _take_part(ranks, {"host": socket.gethostname()})
+    except SystemExit:
+        if recorder is not None:
+            recorder.set_state(DONE)
+        raise
     here = [rank for rank, host in enumerate(hosts) if host == hosts[ranks.rank]]
     run_dir = _agree_on_run_dir(ranks, here[0], given)
     if recorder is None:
         recorder = Recorder(run_dir, ranks.rank)
         recorder.enter(START)
+    else:
+        recorder.register((), ())
     recorder.leave(START)
     watched = os.environ.get(WATCHED_HOST) == socket.gethostname()
     if ranks.rank == here[0] and not watched:
         _start_watcher(run_dir, ranks.size, len(here), timeout_seconds)
     return Job(ranks.rank, ranks.size, Watched(ranks, recorder), recorder, recorder)
+
+
+def decline(message: str, status: int, placement: Placement) -> bool:
+    """Tell the ranks that join that this one does not; True if this rank should say why.
+
+    A rank that just ended before MPI started would leave the others waiting in MPI's start.
+    """
+    from .comm_mpi import MpiCommunicator
+
+    ranks = MpiCommunicator()
+    if _begun or ranks.size != placement.size:
+        return placement.rank == 0
+    said = _take_part(ranks, {"declined": message, "status": status})
+    return ranks.rank == next(rank for rank, text in enumerate(said) if "declined" in text)
+
+
+def _take_part(ranks: Communicator, said: dict[str, object]) -> list[dict[str, object]]:
+    """Every rank's first words; a rank that would join ends where another one declines."""
+    global _begun
+    messages = [json.loads(text) for text in ranks.exchange(json.dumps(said).encode())]
+    _begun = True
+    declined = [message["status"] for message in messages if "declined" in message]
+    if declined and "declined" not in said:
+        raise SystemExit(declined[0])
+    return messages
 
 
 def _agree_on_run_dir(ranks: Communicator, leader: int, given: str | None) -> Path:

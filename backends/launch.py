@@ -16,7 +16,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
 
-from .flight import Failure, clean, read_failure, remove_shared_memory
+from .flight import DONE, Failure, clean, read_failure, remove_shared_memory
 from .job import DEFAULT_TIMEOUT_SECONDS, RUN_DIR, WATCHED_HOST
 from .launcher import find_launcher
 from .launcher_noise import Filter
@@ -34,7 +34,7 @@ def launch(
     """Run `argv` as `ranks` ranks and return the exit status that the command line should have.
 
     0 if all ranks ended well; the status of the first failure (2 or 3), whose one message is
-    printed to stderr; else what MPI's launcher returned, if that is 1, or 3.
+    printed to stderr; 1, 2 or 3 if the program itself ended with that; else 3.
     Raises BackendUnavailable if there is no MPI launcher.
     """
     launcher = find_launcher()
@@ -92,10 +92,8 @@ def _conclude(
     if failure is not None:
         print(told(failure, watcher.run_dir), file=sys.stderr, flush=True)
         return failure.status
-    if process.returncode in (0, 1):
+    if process.returncode in (0, 1, 2, 3) and all(state.state == DONE for state in states):
         return process.returncode
-    if process.returncode > 0 and all(state.state for state in states) and states:
-        return process.returncode if process.returncode in (2, 3, 130) else 3
     print(
         f"error: the ranks could not start: {process.args!r} ended with status "
         f"{process.returncode}.\n{''.join(stream.noise for stream in filters)}",

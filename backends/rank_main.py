@@ -26,7 +26,7 @@ from .flight import (
     shared_memory,
     write_report,
 )
-from .job import RUN_DIR, current
+from .job import RUN_DIR, current, decline
 from .placement import Placement, detect_environment
 from .watch import told
 
@@ -43,7 +43,11 @@ def rank_main(main: Callable[[], int | None]) -> int:
         return _leave(main() or 0)
     except SystemExit as stop:
         status = stop.code if isinstance(stop.code, int) else int(stop.code is not None)
-        return _fail(stop, placement) if status and current() else _leave(status)
+        if status and current() is not None:
+            return _fail(stop, placement)
+        if status and placement.size > 1:
+            _declines("", status, placement)
+        return _leave(status)
     except BaseException as error:
         return _fail(error, placement)
 
@@ -89,22 +93,40 @@ def _leave(status: int) -> int:
 
 def _fail(error: BaseException, placement: Placement) -> int:
     """Publish a failure, once for the job, and end all ranks unless they all end like this one."""
-    job = current()
-    recorder = job.recorder if job is not None else None
     failure = _failure_of(error, placement)
-    run_dir = recorder.run_dir if recorder is not None else _given_run_dir()
-    first = run_dir is None or claim_failure(run_dir, failure)
-    if recorder is not None and not failure.agreed:
+    job = current()
+    if job is None or job.recorder is None:
+        return _fail_alone(failure, placement)
+    recorder = job.recorder
+    first = claim_failure(recorder.run_dir, failure)
+    if not failure.agreed:
         trace = "".join(traceback.format_exception(error))
         write_report(recorder.run_dir, recorder.rank, failure.message, trace)
     if first and _given_run_dir() is None:
-        stream = sys.stderr if run_dir is None else sys.__stderr__
-        print(told(failure, run_dir), file=stream, flush=True)
-    if recorder is not None:
-        recorder.set_state(DONE if failure.agreed else FAILED)
-    if not failure.agreed and placement.size > 1:
-        _abort(failure.status, placement)
+        print(told(failure, recorder.run_dir), file=sys.__stderr__, flush=True)
+    recorder.set_state(DONE if failure.agreed else FAILED)
+    if not failure.agreed:
+        _abort(failure.status)
     return failure.status
+
+
+def _fail_alone(failure: Failure, placement: Placement) -> int:
+    """Publish the failure of a rank that has not joined a job, or of a job of one."""
+    speaks = placement.size == 1 or _declines(failure.message, failure.status, placement)
+    run_dir = _given_run_dir()
+    if run_dir is not None:
+        claim_failure(run_dir, Failure(failure.message, failure.status, agreed=True))
+    elif speaks:
+        print(told(failure, None), file=sys.__stderr__, flush=True)
+    return failure.status
+
+
+def _declines(message: str, status: int, placement: Placement) -> bool:
+    """Decline to join; where MPI itself fails, let rank 0 speak."""
+    try:
+        return decline(message, status, placement)
+    except Exception:
+        return placement.rank == 0
 
 
 def _failure_of(error: BaseException, placement: Placement) -> Failure:
@@ -136,10 +158,8 @@ def _given_run_dir() -> Path | None:
     return Path(given) if given and Path(given).is_dir() else None
 
 
-def _abort(status: int, placement: Placement) -> None:
-    """End all ranks; where this one has not joined them yet it joins them for that."""
-    if placement.size == 1:
-        return
+def _abort(status: int) -> None:
+    """End all ranks; does not return."""
     with contextlib.suppress(Exception):
         from .comm_mpi import MpiCommunicator
 

@@ -160,7 +160,7 @@ class Watcher:
         late = stopped or behind
         if not late:
             return (
-                f"rank {waiter.rank} has waited {limit:g} s in {waiter.place}, and so have all other "
+                f"rank {waiter.rank} has waited {limit:g} s in {waiter.place}, and so have all "
                 f"ranks of {waiter.host}. Look at the ranks of other hosts and at the network."
             )
         names = " and ".join(

@@ -1,12 +1,12 @@
 """Our own text form of a graph, for dumps, golden tests and errors. It has no weight data.
 
-    graph mlp on mesh(tp=4)
-      input x: f32[batch, 64]
-      const w1: f32[64, 256@tp]
-      h = MatMul(x, w1): f32[batch, 256@tp]
-      y = AllReduce(h, axis=tp, reduce=sum, tag=0): f32[batch, 256]
-      output y
-    # collectives: 1 AllReduce
+graph mlp on mesh(tp=4)
+  input x: f32[batch, 64]
+  const w1: f32[64, 256@tp]
+  h = MatMul(x, w1): f32[batch, 256@tp]
+  y = AllReduce(h, axis=tp, reduce=sum, tag=0): f32[batch, 256]
+  output y
+# collectives: 1 AllReduce
 """
 
 from __future__ import annotations

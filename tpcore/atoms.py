@@ -148,7 +148,7 @@ def atoms_in(items: Iterable[Item]) -> set[Atom]:
     """All atoms of a dim in normal form."""
     found: set[Atom] = set()
     for item in items:
-        found |= atoms_in(i for segment in item for i in segment) if isinstance(item, tuple) else {
-            item
-        }
+        found |= (
+            atoms_in(i for segment in item for i in segment) if isinstance(item, tuple) else {item}
+        )
     return found

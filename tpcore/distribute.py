@@ -66,6 +66,5 @@ def cut_inputs(
 ) -> dict[str, np.ndarray]:
     """What `rank` needs of every graph input."""
     return {
-        name: read_held(shardings.get(name, "R")).cut(array, rank)
-        for name, array in inputs.items()
+        name: read_held(shardings.get(name, "R")).cut(array, rank) for name, array in inputs.items()
     }

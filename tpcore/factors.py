@@ -49,6 +49,7 @@ class FactorGraph:
     shapes: Shapes
     dims: dict[ir.Value, list[Atoms]] = field(default_factory=dict)
     nodes: dict[ir.Node, NodeFactors] = field(default_factory=dict)
+    _normal: dict[ir.Value, list[tuple[Item, ...]]] = field(default_factory=dict)
 
     def dims_of(self, value: ir.Value) -> list[Atoms]:
         """Atoms of each dim of `value`; none for a value of unknown shape."""
@@ -58,8 +59,10 @@ class FactorGraph:
         return self.dims[value]
 
     def normal_dims(self, value: ir.Value) -> list[tuple[Item, ...]]:
-        """Each dim of `value` in normal form."""
-        return [normal(atoms) for atoms in self.dims_of(value)]
+        """Each dim of `value` in normal form, once the equations are solved."""
+        if value not in self._normal:
+            self._normal[value] = [normal(atoms) for atoms in self.dims_of(value)]
+        return self._normal[value]
 
 
 def solve_factors(graph: ir.Graph, shapes: Shapes) -> FactorGraph:

@@ -66,12 +66,7 @@ def make_inputs(
 
 
 def _bind_symbols(specs: Sequence[InputSpec], sizes: Mapping[str, int]) -> dict[str, int]:
-    symbols = {
-        name
-        for spec in specs
-        for size in spec.shape or ()
-        for name in _symbols(size)
-    }
+    symbols = {name for spec in specs for size in spec.shape or () for name in _symbols(size)}
     unknown = sorted(set(sizes) - symbols)
     if unknown:
         raise PlanError(

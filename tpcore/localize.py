@@ -120,9 +120,7 @@ def _root_or_zeros(local: LocalNode, value: ir.Value) -> ir.Value:
     dtype = value.dtype or ir.DataType.FLOAT
     shape = local.emit("Shape", [value], "shape", dtype=ir.DataType.INT64)
     zero = ir.AttrTensor("value", ir.tensor(np.zeros(1, dtype.numpy())))
-    return local.emit(
-        "ConstantOfShape", [shape], "zeros", dtype=dtype, attributes={"value": zero}
-    )
+    return local.emit("ConstantOfShape", [shape], "zeros", dtype=dtype, attributes={"value": zero})
 
 
 def _set_shapes(sharded: ShardedGraph, graph: ir.Graph, rank: int) -> None:
@@ -133,9 +131,7 @@ def _set_shapes(sharded: ShardedGraph, graph: ir.Graph, rank: int) -> None:
             value.shape = None
             continue
         held = sharded.shardings.get(value.name or "")
-        local = [
-            local_size(size, held, i, rank) if held else size for i, size in enumerate(dims)
-        ]
+        local = [local_size(size, held, i, rank) if held else size for i, size in enumerate(dims)]
         value.shape = ir.Shape([s if isinstance(s, int) else str(s) for s in local])
 
 
@@ -152,5 +148,3 @@ def _drop_unused(graph: ir.Graph) -> None:
     for name, value in list(graph.initializers.items()):
         if not value.uses() and not value.is_graph_output():
             del graph.initializers[name]
-
-

@@ -17,7 +17,7 @@ from tpcore.plan import Plan, make_plan
 from tpcore.simplify import simplify
 from tpcore.text import graph_text, plan_text, sharded_text
 
-Dump = Callable[[str, str], None]
+Dump = Callable[[str, Callable[[], str]], None]
 
 
 @dataclass(frozen=True)
@@ -38,13 +38,11 @@ def plan_model(path: Path, options: Options) -> Plan:
     """read → canonicalize → infer shapes → rules → plan."""
     dump = _dumper(options.dump)
     model = read_model(path)
-    dump("read", graph_text(model))
+    dump("read", lambda: graph_text(model))
     model, shapes = canonicalize(model)
-    dump("canonicalize", graph_text(model))
-    plan = make_plan(
-        model, shapes, options.tp, preset=options.plan, sizes=options.sizes
-    )
-    dump("plan", plan_text(plan))
+    dump("canonicalize", lambda: graph_text(model))
+    plan = make_plan(model, shapes, options.tp, preset=options.plan, sizes=options.sizes)
+    dump("plan", lambda: plan_text(plan))
     return plan
 
 
@@ -52,14 +50,18 @@ def shard_plan(plan: Plan, options: Options) -> ShardedGraph:
     """insert reshards → legalize to collectives → simplify."""
     dump = _dumper(options.dump, start=3)
     sharded = insert_reshards(plan)
-    dump("insert_reshards", sharded_text(sharded))
+    dump("insert_reshards", lambda: sharded_text(sharded))
     sharded = legalize(sharded)
-    dump("legalize", sharded_text(sharded))
+    dump("legalize", lambda: sharded_text(sharded))
     sharded = simplify(sharded)
-    dump("simplify", sharded_text(sharded))
+    dump("simplify", lambda: sharded_text(sharded))
     for rank in range(plan.mesh.size if options.dump else 0):
-        dump(f"localize_rank{rank}", graph_text(localize(sharded, rank)))
+        _dump_rank(dump, sharded, rank)
     return sharded
+
+
+def _dump_rank(dump: Dump, sharded: ShardedGraph, rank: int) -> None:
+    dump(f"localize_rank{rank}", lambda: graph_text(localize(sharded, rank)))
 
 
 def partition(path: Path, options: Options) -> ShardedGraph:
@@ -78,9 +80,9 @@ def _dumper(folder: Path | None, start: int = 0) -> Dump:
     folder.mkdir(parents=True, exist_ok=True)
     count = start
 
-    def dump(step: str, text: str) -> None:
+    def dump(step: str, text: Callable[[], str]) -> None:
         nonlocal count
-        (folder / f"{count:02d}_{step}.txt").write_text(text)
+        (folder / f"{count:02d}_{step}.txt").write_text(text())
         count += 1
 
     return dump

@@ -35,6 +35,8 @@ class Plan:
     choices: Choices
     sizes: Mapping[str, int] = field(default_factory=dict)
     """Sizes of symbolic dims that costs were computed for."""
+    pinned: Mapping[str, str] = field(default_factory=dict)
+    """Value name -> placement text that was prescribed."""
 
     def held(self, value: ir.Value) -> Sharding:
         """How `value` is held."""
@@ -52,9 +54,7 @@ class Plan:
             "mesh": dict(self.mesh.axes),
             "sizes": dict(self.sizes),
             "seconds": self.choices.seconds,
-            "values": {
-                value.name: placement_text(self.held(value)) for value in self.choices.hub
-            },
+            "values": {value.name: placement_text(self.held(value)) for value in self.choices.hub},
             "nodes": {node.name: s.name for node, s in self.choices.strategy.items()},
         }
 
@@ -85,7 +85,7 @@ def make_plan(
     price = default_price(model.graph, topology)
     cost = CostModel(topology, shapes, ranks, dict(sizes or {}), price)
     choices = choose(space, cost, pins)
-    return Plan(Mesh.of(tp=ranks), model, shapes, space, choices, dict(sizes or {}))
+    return Plan(Mesh.of(tp=ranks), model, shapes, space, choices, dict(sizes or {}), pins)
 
 
 def _check_ranks(space: StrategySpace, model: ir.Model, ranks: int) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -17,8 +18,9 @@ from tpcore.ops import OPS
 from tpcore.plan import Plan
 from tpcore.sharding import REPLICATE
 
-SHOWN = 8
-"""Unsplit weights shown to a person; programs get all."""
+MAX_RANKS_SHOWN = 8
+SHOWN = 2
+"""Names shown to a person per reason; programs get all."""
 
 
 def split_report(sharded: ShardedGraph, ranks: Sequence[ir.Model]) -> dict[str, Any]:
@@ -96,6 +98,8 @@ def _reason(plan: Plan, value: ir.Value) -> str:
     """Why a weight is held whole, half a sentence."""
     if plan.mesh.size == 1:
         return "there is one rank"
+    if len(plan.choices.hubs[value]) == 1 and value.name in plan.pinned:
+        return "the plan given keeps it whole"
     if plan.held(value).is_partial:
         return "it is added once: rank 0 holds it, the other ranks hold zeros"
     if value.const_value is not None and value.const_value.size <= 1:
@@ -124,7 +128,7 @@ def report_text(report: Mapping[str, Any]) -> str:
     lines = [
         f"ranks          {ranks}",
         f"weights        {human_bytes(total)} in all, {report['split_fraction']:.1%} of them split",
-        f"per rank       {', '.join(human_bytes(size) for size in per_rank)}"
+        f"per rank       {_per_rank_text(per_rank)}"
         f"  (largest {share}, 1/{ranks} = {1 / ranks:.1%})",
         f"collectives    {collectives or 'none'}",
         f"bytes sent     {human_bytes(report['comm_bytes_per_rank'])} per rank and run at least"
@@ -133,20 +137,30 @@ def report_text(report: Mapping[str, Any]) -> str:
     return "\n".join(lines + _unsplit_lines(report["unsplit"]))
 
 
+def _per_rank_text(per_rank: Sequence[int]) -> str:
+    if len(per_rank) > MAX_RANKS_SHOWN:
+        return f"{human_bytes(min(per_rank))} to {human_bytes(max(per_rank))}"
+    return ", ".join(human_bytes(size) for size in per_rank)
+
+
 def _unsplit_lines(unsplit: Sequence[Mapping[str, Any]]) -> list[str]:
+    """What is whole, the same reasons together."""
     if not unsplit:
         return ["whole          nothing"]
-    rest = unsplit[SHOWN:]
-    lines = [f"whole          {len(unsplit)} weights, {human_bytes(sum_bytes(unsplit))}:"]
-    width = max(len(human_bytes(entry["bytes"])) for entry in unsplit[:SHOWN])
-    lines += [
-        f"  {human_bytes(entry['bytes']):>{width}}  {entry['name']}: {entry['reason']}"
-        for entry in unsplit[:SHOWN]
+    groups: dict[str, list[Mapping[str, Any]]] = {}
+    for entry in unsplit:
+        groups.setdefault(re.sub(r" of node '.*'", "", entry["reason"]), []).append(entry)
+    lines = [
+        f"whole          {len(unsplit)} weights, {human_bytes(sum_bytes(unsplit))} on every rank"
+        " (--json: each with its reason)"
     ]
-    if rest:
-        lines.append(
-            f"  … and {len(rest)} smaller ones, {human_bytes(sum_bytes(rest))} (--json: all)"
-        )
+    for reason, entries in groups.items():
+        names = ", ".join(str(entry["name"]) for entry in entries[:SHOWN])
+        more = f", … ({len(entries)})" if len(entries) > SHOWN else ""
+        lines += [
+            f"  {human_bytes(sum_bytes(entries)):>9}  {reason}:",
+            f"             {names}{more}",
+        ]
     return lines
 
 

@@ -27,9 +27,7 @@ OpenTarget = Callable[[], Target]
 
 def needs_launch(backend: Backend, world_size: int) -> bool:
     """Whether this process must start the ranks, being none of them."""
-    return (
-        backend.communicator is not None and world_size > 1 and detect_environment().size == 1
-    )
+    return backend.communicator is not None and world_size > 1 and detect_environment().size == 1
 
 
 def start_ranks(argv: Sequence[str], ranks: int, timeout_seconds: float) -> int:
@@ -68,9 +66,7 @@ def run_as_rank(
             model = target.load_rank(ranks.rank)
             parts = cut_inputs(inputs(target), target.shardings, ranks.rank)
     except TpcoreError as error:
-        info = RankInfo(
-            world_size=ranks.size, error=str(error), error_status=error.exit_status
-        )
+        info = RankInfo(world_size=ranks.size, error=str(error), error_status=error.exit_status)
     sequence = collective_sequence(model) if model is not None else []
     handshake(ranks.communicator, info, sequence)
     if model is None:

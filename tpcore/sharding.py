@@ -19,9 +19,9 @@ from graph.layout import Layout, Range
 from tpcore.atoms import Atom, Item, atoms_in
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Chain:
-    """Nested atoms that one split divides over `ranks` ranks."""
+    """Nested atoms that one split divides over `ranks` ranks; made once per graph."""
 
     atoms: tuple[Atom, ...]
     ranks: int
@@ -153,12 +153,12 @@ class Sharding:
         """Whether the value is the sum of what the ranks hold."""
         return self.placement.kind == "P"
 
-    @property
+    @cached_property
     def dims(self) -> tuple[int, ...]:
         """Dims that are split."""
         return tuple(split.dim for split in self.splits)
 
-    @property
+    @cached_property
     def layouts(self) -> tuple[Layout, ...]:
         """Index ranges of the split dims; empty where they are no constants."""
         layouts = tuple(split.layout for split in self.splits if split.layout is not None)
@@ -175,7 +175,7 @@ class Sharding:
             share *= split.parts[rank] / split.whole
         return share
 
-    @property
+    @cached_property
     def largest_fraction(self) -> float:
         """Share of the whole value that the fullest rank holds."""
         ranks = len(self.splits[0].parts) if self.splits else 0

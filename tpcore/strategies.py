@@ -55,19 +55,22 @@ class StrategySpace:
         self.graph = graph
         self.factors = factors
         self.ranks = ranks
-        self._atoms: dict[ir.Value, set[Atom]] = {}
+        self._atoms: dict[ir.Value, list[set[Atom]]] = {}
         self._shardings: dict[tuple[ir.Value, Placement], Sharding] = {}
         if splittable is None:
             splittable = [v for v in graph.initializers.values() if _is_weight(v)]
         self.chains = find_chains(factors, splittable, ranks) if ranks > 1 else []
+        self._chains_of: dict[Atom, list[Chain]] = {}
+        self._position: dict[Atom, int] = {}
+        for position, chain in enumerate(self.chains):
+            for atom in chain.atoms:
+                self._chains_of.setdefault(atom, []).append(chain)
+                self._position.setdefault(atom, position)
 
-    def atoms_of(self, value: ir.Value | None) -> set[Atom]:
-        """All atoms of the dims of `value`."""
-        if value is None:
-            return set()
+    def atoms_of(self, value: ir.Value) -> list[set[Atom]]:
+        """Atoms of each dim of `value`."""
         if value not in self._atoms:
-            dims = self.factors.normal_dims(value)
-            self._atoms[value] = atoms_in(item for items in dims for item in items)
+            self._atoms[value] = [atoms_in(items) for items in self.factors.normal_dims(value)]
         return self._atoms[value]
 
     def sharding(self, value: ir.Value, placement: Placement) -> Sharding:
@@ -95,21 +98,31 @@ class StrategySpace:
         if bound is None or self.ranks == 1:
             return [whole]
         spec = OPS[node.domain, node.op_type]
-        split = [s for chain in self.chains for s in self._split(node, spec, bound, chain)]
+        factors = {name: bound.atoms([name]) for name in bound.factors}
+        chains = dict.fromkeys(
+            chain
+            for atoms in factors.values()
+            for atom in sorted(atoms, key=self._order)
+            for chain in self._chains_of.get(atom, ())
+        )
+        split = [s for chain in chains for s in self._split(node, spec, bound, factors, chain)]
         linear = (_partial(node, spec, operands) for operands in spec.linear)
         return [whole, *split, *(s for s in linear if s is not None)]
 
     def _split(
-        self, node: ir.Node, spec: OpSpec, bound: NodeFactors, chain: Chain
+        self,
+        node: ir.Node,
+        spec: OpSpec,
+        bound: NodeFactors,
+        factors: dict[str, set[Atom]],
+        chain: Chain,
     ) -> list[Strategy]:
         """Ways to run `node` split along `chain`: none where its rule does not let it through.
 
         Where one atom is two factors of the op (a square weight under a residual connection, whose
         rows and columns are the same atom), each of them is split by itself.
         """
-        names = {
-            name for name in bound.factors if not bound.atoms([name]).isdisjoint(chain.atoms)
-        }
+        names = {name for name, atoms in factors.items() if not atoms.isdisjoint(chain.atoms)}
         tensors = tensors_of(node, bound.rule)
         diagonal = any(self._runs_along_two_dims(value, chain) for value, _ in tensors)
         groups = _grouped_by_dim(names, tensors) if diagonal else [names]
@@ -117,10 +130,12 @@ class StrategySpace:
         return [strategy for strategy in found if strategy is not None]
 
     def _runs_along_two_dims(self, value: ir.Value, chain: Chain) -> bool:
-        found: list[Atom] = []
-        for items in self.factors.normal_dims(value):
-            found += atoms_in(items) & set(chain.atoms)
+        found = [atom for atoms in self.atoms_of(value) for atom in atoms.intersection(chain.atoms)]
         return len(found) != len(set(found))
+
+    def _order(self, atom: Atom) -> int:
+        """Where the first chain of an atom stands: sets have no order, plans must have one."""
+        return self._position.get(atom, -1)
 
     def _split_factors(
         self, node: ir.Node, spec: OpSpec, bound: NodeFactors, chain: Chain, names: set[str]
@@ -161,8 +176,8 @@ class StrategySpace:
             return REPLICATE
         dims = [
             dim
-            for dim, items in enumerate(self.factors.normal_dims(value))
-            if not atoms_in(items).isdisjoint(chain.atoms)
+            for dim, atoms in enumerate(self.atoms_of(value))
+            if not atoms.isdisjoint(chain.atoms)
         ]
         split = [
             dim
@@ -173,9 +188,7 @@ class StrategySpace:
             return REPLICATE
         return Placement("S", chain, () if split == dims else tuple(split))
 
-    def _is_local(
-        self, node: ir.Node, operands: list[Placement], results: list[Placement]
-    ) -> bool:
+    def _is_local(self, node: ir.Node, operands: list[Placement], results: list[Placement]) -> bool:
         """Whether every rank can work on what it holds: a looked-up table needs one range per rank."""
         if node.op_type != "Gather" or results[0] != PARTIAL or node.inputs[0] is None:
             return True

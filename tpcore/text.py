@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import onnx_ir as ir
 
+from graph.layout import Layout
 from graph.text import describe_type, graph_text
 from tpcore.insert_reshards import ShardedGraph
 from tpcore.plan import Plan
@@ -26,13 +27,23 @@ def sharded_text(sharded: ShardedGraph) -> str:
 
 
 def plan_text(plan: Plan) -> str:
-    """The canonical graph with every value as the plan holds it."""
-    strategies = {node.name: s.name for node, s in plan.choices.strategy.items()}
+    """The canonical graph with every value as the plan holds it, then how each node runs.
+
+    Of weights whose parts are not even the index ranges follow: uneven, packed or overlapping ones.
+    """
     text = graph_text(
         plan.model, lambda value: describe_sharding(value, plan.held(value)), str(plan.mesh)
     )
-    lines = [f"  {name}: {strategy}" for name, strategy in strategies.items()]
-    return text + "strategies:\n" + "\n".join(lines) + "\n"
+    chosen = plan.choices.strategy
+    lines = ["strategies:"]
+    lines += [f"  {node.name}: {chosen[node].name}" for node in plan.model.graph if node in chosen]
+    special = [
+        f"  {value.name} dim {split.dim}: {split.layout}"
+        for value in plan.model.graph.initializers.values()
+        for split in plan.held(value).splits
+        if split.layout not in (None, Layout.even(split.whole, plan.mesh.size))
+    ]
+    return "\n".join([text.rstrip(), *lines, *(["layouts:", *special] if special else [])]) + "\n"
 
 
 __all__ = ["describe_sharding", "graph_text", "plan_text", "sharded_text"]

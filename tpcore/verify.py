@@ -106,7 +106,9 @@ def verify(
     bundle.check_hashes()
     _check_source(bundle, model)
     ranks = [bundle.load_rank(rank) for rank in range(bundle.world_size)]
-    return verify_ranks(ranks, bundle.manifest["shardings"], model, inputs, sizes=sizes, backend=backend)
+    return verify_ranks(
+        ranks, bundle.manifest["shardings"], model, inputs, sizes=sizes, backend=backend
+    )
 
 
 def _check_source(bundle: Bundle, model: Path) -> None:

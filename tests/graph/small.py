@@ -13,6 +13,7 @@ import onnxruntime
 
 Array = np.ndarray[Any, Any]
 Arrays = dict[str, Array]
+OPSET = 18
 
 
 def weight(*shape: int, seed: int = 0) -> Array:
@@ -20,12 +21,12 @@ def weight(*shape: int, seed: int = 0) -> Array:
     return np.random.default_rng([seed, *shape]).standard_normal(shape).astype(np.float32)
 
 
-def small_model(text: str, opset: int = 18, **weights: Array) -> ir.Model:
+def small_model(text: str, **weights: Array) -> ir.Model:
     """A model from ONNX text such as `(float[n, 4] x) => (float[n, 2] y) { y = MatMul(x, w) }`.
 
     `weights` become initializers; functions may follow the graph.
     """
-    imports = f'"": {opset}, "com.microsoft": 1, "local": 1'
+    imports = f'"": {OPSET}, "com.microsoft": 1, "local": 1'
     proto = onnx.parser.parse_model(f"<ir_version: 10, opset_import: [{imports}]>\nsmall {text}")
     for name, array in weights.items():
         proto.graph.initializer.append(onnx.numpy_helper.from_array(array, name))

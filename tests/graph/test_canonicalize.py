@@ -39,12 +39,12 @@ def test_whole_models(model_id: str) -> None:
         assert value.uses() or value.is_graph_output(), f"'{value.name}' is of no use"
 
 
-def canonical(text: str, x: Array | None = None, opset: int = 18, **weights: Array) -> ir.Model:
-    """The canonical form of a small model, after it was found to compute the same."""
-    x = weight(3, 4) if x is None else x
-    source = small_model(text, opset, **weights)
-    model, _ = canonicalize(small_model(text, opset, **weights))
-    got, want = run_whole(model, {"x": x} | weights), run_whole(source, {"x": x} | weights)
+def canonical(text: str, **given: Array) -> ir.Model:
+    """The canonical form of a small model, after it was found to compute the same for x."""
+    weights = {name: array for name, array in given.items() if name != "x"}
+    model, _ = canonicalize(small_model(text, **weights))
+    inputs = {"x": weight(3, 4)} | given
+    got, want = run_whole(model, inputs), run_whole(small_model(text, **weights), inputs)
     assert list(got) == list(want), "outputs keep their names and their order"
     assert greatest_difference(got, want) <= TOLERANCE
     return model
@@ -86,7 +86,10 @@ def test_gemm(trans_b: int, scalars: str, c: tuple[int, ...] | None) -> None:
 
 def test_gemm_with_a_transposed_activation() -> None:
     model = canonical(
-        "(float[4, n] x) => (float[n, 2] y, float[n, 2] z) { y = Gemm <transA=1> (x, w) z = Relu(y) }",
+        """(float[4, n] x) => (float[n, 2] y, float[n, 2] z) {
+            y = Gemm <transA=1> (x, w)
+            z = Relu(y)
+        }""",
         x=weight(4, 3),
         w=weight(4, 2),
     )
@@ -226,8 +229,8 @@ def test_a_transposed_weight_is_read_transposed(monkeypatch: pytest.MonkeyPatch)
 
 
 def test_a_transposed_weight_of_three_dims() -> None:
-    text = "(float[n, 4] x) => (float[2, n, 3] y) { t = Transpose <perm=[1, 2, 0]> (w) y = MatMul(x, t) }"
-    model = canonical(text, w=weight(3, 2, 4))
+    text = "{ t = Transpose <perm=[1, 2, 0]> (w) y = MatMul(x, t) }"
+    model = canonical(f"(float[n, 4] x) => (float[2, n, 3] y) {text}", w=weight(3, 2, 4))
     assert weights_of(model) == {"w.T": [2, 4, 3]}
 
 
@@ -264,7 +267,11 @@ def test_symbolic_shape_arithmetic_stays() -> None:
 
 
 def test_a_constant_size_beside_symbolic_ones_is_a_constant() -> None:
-    text = "(float[n, 4] x) => (float[4, n] y) { s = Shape <start=1> (x) t = Concat <axis=0> (s, r) y = Reshape(x, t) }"
+    text = """(float[n, 4] x) => (float[4, n] y) {
+        s = Shape <start=1> (x)
+        t = Concat <axis=0> (s, r)
+        y = Reshape(x, t)
+    }"""
     assert ops(canonical(text, r=PARTS["rest"])) == ["Reshape"]
 
 

@@ -135,24 +135,21 @@ def test_a_reduction_leaves_its_operands_alone() -> None:
 # --- type rule ------------------------------------------------------------------------------------
 
 
-@given(st.data())
-def test_result_shape_is_that_of_the_meaning(data: st.DataObject) -> None:
-    ranks = data.draw(st.integers(1, 4))
-    rows, columns = (Layout.even(data.draw(st.integers(1, 9)), ranks) for _ in "rc")
-    whole = (rows.global_size, columns.global_size)
-    op, shapes = data.draw(
-        st.sampled_from(
-            [
-                (AllReduce("tp"), [whole] * ranks),
-                (Broadcast("tp"), [whole] * ranks),
-                (AllGather("tp", (0,), (rows,)), [(size, whole[1]) for size in rows.sizes]),
-                (ReduceScatter("tp", (1,), (columns,)), [whole] * ranks),
-                (AllToAll("tp", 1, 0, columns, rows), [(size, whole[1]) for size in rows.sizes]),
-            ]
-        )
-    )
-    results = op.meaning([np.zeros(shape) for shape in shapes])
-    assert [r.shape for r in results] == [op.result_shape(s, i) for i, s in enumerate(shapes)]
+@given(st.integers(1, 4), st.integers(1, 9), st.integers(1, 9))
+def test_result_shape_is_that_of_the_meaning(ranks: int, height: int, width: int) -> None:
+    rows, columns = Layout.even(height, ranks), Layout.even(width, ranks)
+    whole = [(height, width)] * ranks
+    split = [(size, width) for size in rows.sizes]
+    cases: list[tuple[Collective, list[tuple[int, int]]]] = [
+        (AllReduce("tp"), whole),
+        (Broadcast("tp"), whole),
+        (AllGather("tp", (0,), (rows,)), split),
+        (ReduceScatter("tp", (1,), (columns,)), whole),
+        (AllToAll("tp", 1, 0, columns, rows), split),
+    ]
+    for op, shapes in cases:
+        results = op.meaning([np.zeros(shape) for shape in shapes])
+        assert [r.shape for r in results] == [op.result_shape(s, i) for i, s in enumerate(shapes)]
 
 
 def test_operand_shape_is_the_inverse_of_result_shape() -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -24,7 +26,7 @@ def layouts(draw: st.DrawFn) -> Layout:
     cuts = sorted({0, size, *draw(st.lists(st.integers(0, size), max_size=4))})
     ranks = draw(st.integers(1, 4))
     held: list[list[Range]] = [[] for _ in range(ranks)]
-    for piece in zip(cuts, cuts[1:]):
+    for piece in pairwise(cuts):
         for rank in draw(st.sets(st.integers(0, ranks - 1), min_size=1, max_size=2)):
             held[rank].append(piece)
     return Layout(tuple(map(tuple, held)))

@@ -1,4 +1,4 @@
-"""Inferred shapes and contents agree with what onnxruntime computes, on whole models and per rule."""
+"""Inferred shapes and contents agree with what onnxruntime computes: whole models, then rules."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ FORMS = ("read", "canonical")
 
 
 class Comparison:
-    """Sizes that inference found beside those of one run; opaque symbols must only be consistent."""
+    """Sizes that inference found beside those of a run; opaque symbols must only be consistent."""
 
     def __init__(self, model: ir.Model, shapes: Shapes, inputs: Arrays) -> None:
         self.bound: dict[str, int] = {}
@@ -93,9 +93,9 @@ def test_whole_models(model_id: str, form: str) -> None:
 # --- one rule each --------------------------------------------------------------------------------
 
 
-def facts(text: str, opset: int = 18, **weights: Array) -> dict[str, str]:
+def facts(text: str, **weights: Array) -> dict[str, str]:
     """`(sizes)` of every value of a model, followed by `= [contents]` where they are known."""
-    model = small_model(text, opset, **weights)
+    model = small_model(text, **weights)
     shapes = infer_shapes(model)
     found = {}
     for value, dims in shapes.dims.items():
@@ -106,9 +106,9 @@ def facts(text: str, opset: int = 18, **weights: Array) -> dict[str, str]:
     return found
 
 
-def result_of(node: str, *inputs: str, opset: int = 18, **weights: Array) -> str:
+def result_of(node: str, *inputs: str, **weights: Array) -> str:
     """What is found of `y`, the result of one node."""
-    return facts(f"({', '.join(inputs)}) => (y) {{ y = {node} }}", opset, **weights)["y"]
+    return facts(f"({', '.join(inputs)}) => (y) {{ y = {node} }}", **weights)["y"]
 
 
 def ints(*entries: int) -> Array:

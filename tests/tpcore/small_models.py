@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable
 
 import numpy as np
 import onnx_ir as ir
@@ -48,12 +48,13 @@ DECODER = """(int64[batch, seq] ids) => (float[batch, seq, 32] logits) {
 
 def mlp() -> ir.Model:
     """Two biased layers, 8 -> 16 -> 8."""
-    return small_model(MLP, w1=weight(8, 16), b1=weight(16), w2=weight(16, 8), b2=weight(8))
+    return _named("mlp", MLP, w1=weight(8, 16), b1=weight(16), w2=weight(16, 8), b2=weight(8))
 
 
 def decoder() -> ir.Model:
     """A decoder of one layer: packed q, k and v of 4 heads of 4, gated MLP of 24, 32 words."""
-    return small_model(
+    return _named(
+        "decoder",
         DECODER,
         table=weight(32, 16),
         g1=np.abs(weight(16)) + 0.5,
@@ -71,11 +72,17 @@ def decoder() -> ir.Model:
     )
 
 
+def _named(name: str, text: str, **weights: Array) -> ir.Model:
+    model = small_model(text, **weights)
+    model.graph.name = name
+    return model
+
+
 def _ints(*entries: int) -> Array:
     return np.array(entries, np.int64)
 
 
-SMALL: dict[str, Any] = {"mlp": mlp, "decoder": decoder}
+SMALL: dict[str, Callable[[], ir.Model]] = {"mlp": mlp, "decoder": decoder}
 """Makers by name."""
 INPUTS: dict[str, dict[str, Array]] = {
     "mlp": {"x": weight(3, 8)},

@@ -69,12 +69,15 @@ class CostModel:
     """Symbolic dim -> size; those missing count as 1."""
     price_per_byte: float
     """Seconds charged per byte of weights a rank holds."""
+    _bytes: dict[ir.Value, int] = field(default_factory=dict)
 
     def value_bytes(self, value: ir.Value) -> int:
         """Bytes of the whole value."""
-        dims = self.shapes.dims.get(value, ())
-        count = math.prod(bind(size, self.sizes) for size in dims)
-        return count * (value.dtype.bitwidth if value.dtype else 32) // 8
+        if value not in self._bytes:
+            dims = self.shapes.dims.get(value, ())
+            count = math.prod(bind(size, self.sizes) for size in dims)
+            self._bytes[value] = count * (value.dtype.bitwidth if value.dtype else 32) // 8
+        return self._bytes[value]
 
     def op_seconds(
         self, bound: NodeFactors | None, values: list[tuple[ir.Value, Sharding]]

@@ -89,18 +89,14 @@ def minimise(graph: CostGraph[V]) -> dict[V, int]:
     return _read_back(removed)
 
 
-def _insert(
-    tables: dict[int, _Bucket[V]], touching: dict[V, set[int]], bucket: _Bucket[V]
-) -> None:
+def _insert(tables: dict[int, _Bucket[V]], touching: dict[V, set[int]], bucket: _Bucket[V]) -> None:
     key = next(_KEYS)
     tables[key] = bucket
     for variable in bucket.variables:
         touching[variable].add(key)
 
 
-def _degree(
-    variable: V, tables: dict[int, _Bucket[V]], touching: dict[V, set[int]]
-) -> int:
+def _degree(variable: V, tables: dict[int, _Bucket[V]], touching: dict[V, set[int]]) -> int:
     return len({v for key in touching[variable] for v in tables[key].variables})
 
 

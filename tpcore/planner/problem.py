@@ -48,9 +48,7 @@ def find_states(graph: ir.Graph) -> dict[ir.Value, ir.Value]:
     return states
 
 
-def choose(
-    space: StrategySpace, cost: CostModel, pins: Mapping[str, str] | None = None
-) -> Choices:
+def choose(space: StrategySpace, cost: CostModel, pins: Mapping[str, str] | None = None) -> Choices:
     """Find the cheapest strategies and placements; `pins` maps value names to placement texts.
 
     Raises:
@@ -60,12 +58,15 @@ def choose(
     choices = _options(space, states, pins or {})
     problem: CostGraph[Variable] = CostGraph()
     for value, hubs in choices.hubs.items():
-        problem.add_variable(value, np.array([_hub_cost(space, cost, states, value, h) for h in hubs]))
+        problem.add_variable(
+            value, np.array([_hub_cost(space, cost, states, value, h) for h in hubs])
+        )
+    known: dict[tuple[ir.Value, Placement, Placement], float] = {}
     for node, strategies in choices.strategies.items():
         problem.add_variable(
             node, np.array([_strategy_seconds(space, cost, node, s) for s in strategies])
         )
-        _add_edges(problem, space, cost, choices, node)
+        _add_edges(problem, space, cost, choices, node, known)
     for past, present in states.items():
         _tie(problem, choices, past, present)
     chosen = minimise(problem)
@@ -152,9 +153,15 @@ def _add_edges(
     cost: CostModel,
     choices: Choices,
     node: ir.Node,
+    known: dict[tuple[ir.Value, Placement, Placement], float],
 ) -> None:
+    """Add what it costs to read the node's operands from their hubs and to write its results.
+
+    `known` keeps the reshard costs found so far.
+    """
+
     def seconds(value: ir.Value, have: Placement, want: Placement) -> float:
-        key = (have, want)
+        key = (value, have, want)
         if key not in known:
             known[key] = cost.reshard_seconds(
                 value, space.sharding(value, have), space.sharding(value, want)
@@ -165,14 +172,12 @@ def _add_edges(
     for index, value in enumerate(node.inputs):
         if value is None:
             continue
-        known: dict[tuple[Placement, Placement], float] = {}
         table = [
             [seconds(value, hub, s.operands[index]) for s in strategies]
             for hub in choices.hubs[value]
         ]
         problem.add_pair(value, node, np.array(table))
     for index, value in enumerate(node.outputs):
-        known = {}
         table = [
             [seconds(value, s.results[index], hub) for hub in choices.hubs[value]]
             for s in strategies
@@ -180,9 +185,7 @@ def _add_edges(
         problem.add_pair(node, value, np.array(table))
 
 
-def _tie(
-    problem: CostGraph[Variable], choices: Choices, past: ir.Value, present: ir.Value
-) -> None:
+def _tie(problem: CostGraph[Variable], choices: Choices, past: ir.Value, present: ir.Value) -> None:
     """A state must leave a run as the next run expects it."""
     table = [
         [0.0 if have == want else math.inf for want in choices.hubs[present]]

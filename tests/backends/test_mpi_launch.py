@@ -1,0 +1,172 @@
+"""Real ranks, started from a plain `pytest`: the MPI suites, and what happens when a rank fails."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from backends.launcher import find_launcher
+from graph.errors import BackendUnavailable
+
+ROOT = Path(__file__).resolve().parents[2]
+LIMIT_SECONDS = 10.0
+
+try:
+    LAUNCHER = find_launcher()
+except BackendUnavailable as unavailable:
+    pytest.skip(str(unavailable), allow_module_level=True)
+
+
+def environment(tmp_path: Path) -> dict[str, str]:
+    paths = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
+    return {
+        **os.environ,
+        **LAUNCHER.environment(),
+        "PYTHONPATH": paths,
+        "TMPDIR": str(tmp_path),
+        "MPIEXEC_TIMEOUT": "300",
+    }
+
+
+@pytest.mark.parametrize("ranks", [2, 4])
+def test_the_mpi_suites_pass(ranks: int, tmp_path: Path) -> None:
+    argv = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", "tests/mpi"]
+    done = subprocess.run(
+        LAUNCHER.command(argv, ranks),
+        cwd=ROOT, env=environment(tmp_path), capture_output=True, text=True, timeout=300,
+        check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-4000:]
+    assert re.search(r"\d+ passed", done.stdout)
+
+
+class Faulty:
+    """A started job of the fault program, by our launcher or by MPI's."""
+
+    def __init__(self, how: str, fault: str, ranks: int, timeout: float, tmp_path: Path) -> None:
+        program = [sys.executable, "-m", "tests.backends.fault_program", fault, str(timeout)]
+        call = f"from backends.launch import launch; raise SystemExit(launch({program}, {ranks}, {timeout}))"
+        ours = [sys.executable, "-c", call]
+        self.tmp_path = tmp_path
+        self.began = time.monotonic()
+        self.process = subprocess.Popen(
+            ours if how == "launch" else LAUNCHER.command(program, ranks),
+            cwd=ROOT, env=environment(tmp_path), stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        )  # fmt: skip
+
+    def finish(self) -> tuple[int, str, str, float]:
+        """Status, stdout, stderr and seconds; no process and no shared memory is left."""
+        out, err = self.process.communicate(timeout=60)
+        seconds = time.monotonic() - self.began
+        pids = [json.loads(p.read_text())["pid"] for p in self.tmp_path.rglob("rank*.flight.json")]
+        assert not [pid for pid in pids if Path(f"/proc/{pid}").exists()]
+        return self.process.returncode, out, err, seconds
+
+
+def messages(text: str) -> list[str]:
+    return [line for line in text.splitlines() if "error:" in line]
+
+
+HOW = pytest.mark.parametrize("how", ["launch", "mpirun"])
+
+
+@HOW
+@pytest.mark.parametrize("ranks", [2, 4])
+@pytest.mark.parametrize(
+    ("fault", "text"),
+    [
+        ("kill", r"rank {r} \(pid \d+ on .*\) was killed by SIGKILL after AllGather #1 at node"),
+        ("stop", r"rank {r} \(pid \d+\) is stopped after AllGather #1 .*waited 1 s .*AllReduce #0"),
+        ("raise", r"rank {r} failed after AllGather #1 at node 'AllGather_1': ValueError: a bug"),
+        ("exit", r"rank {r} \(pid \d+ on .*\) ended with status 5 after AllGather #1 at node"),
+        ("sysexit", r"rank {r} failed after AllGather #1 .*: it ended by itself with status 3"),
+    ],
+)
+def test_a_failing_rank_ends_all(
+    fault: str, text: str, ranks: int, how: str, tmp_path: Path
+) -> None:
+    status, out, err, seconds = Faulty(how, fault, ranks, 1, tmp_path).finish()
+    assert "finished" not in out
+    assert status == 3 if how == "launch" else status != 0
+    assert seconds < LIMIT_SECONDS
+    (message,) = messages(err)
+    assert re.search(text.replace("{r}", str(ranks - 1)), message)
+    if how == "launch":
+        assert err.strip() == message
+    reports = sorted(tmp_path.rglob("rank*.flight.json"))
+    assert [path.name for path in reports] == [f"rank{r}.flight.json" for r in range(ranks)]
+    assert str(reports[0].parent) in message
+    report = json.loads(reports[-1].read_text())
+    assert report["records"][-1]["place"] == "AllGather #1 at node 'AllGather_1'"
+    assert (report["traceback"] != "") == (fault in ("raise", "sysexit"))
+
+
+@HOW
+@pytest.mark.parametrize(
+    ("fault", "status", "text"),
+    [
+        ("order", 2, "rank 1 would run other collectives than rank 0. First difference at positio"),
+        ("world", 2, "the bundle is split for 3 ranks but 2 were started. Start 3 ranks"),
+        ("early", 3, "rank 1 failed at the start: ValueError: before MPI starts"),
+    ],
+)
+def test_what_ranks_refuse_before_they_run(
+    fault: str, status: int, text: str, how: str, tmp_path: Path
+) -> None:
+    code, out, err, seconds = Faulty(how, fault, 2, 5, tmp_path).finish()
+    assert (code, out) == (status, "")
+    assert seconds < LIMIT_SECONDS
+    assert len(messages(err)) == 1 and text in err
+    assert not list(tmp_path.iterdir())
+
+
+@HOW
+def test_a_rank_that_only_ends_early_leaves_nobody_waiting(how: str, tmp_path: Path) -> None:
+    code, out, _, seconds = Faulty(how, "earlyexit", 2, 5, tmp_path).finish()
+    assert (code, out) == (3, "") and seconds < LIMIT_SECONDS
+
+
+@HOW
+def test_a_job_without_fault(how: str, tmp_path: Path) -> None:
+    code, out, err, _ = Faulty(how, "none", 2, 5, tmp_path).finish()
+    assert code == 0
+    assert re.fullmatch(r"finished with \S+ on 2 ranks\n", out)
+    assert re.search(r"\[rank 1\] finished with", err)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGKILL])
+def test_ending_our_launcher_ends_the_ranks(
+    number: signal.Signals, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FAULT_RUNS", "100000000")
+    job = Faulty("launch", "none", 2, 60, tmp_path)
+    pids = wait_for_pids(tmp_path, 2)
+    job.process.send_signal(number)
+    job.process.communicate(timeout=20)
+    assert job.process.returncode != 0
+    deadline = time.monotonic() + LIMIT_SECONDS
+    while any(Path(f"/proc/{pid}").exists() for pid in pids):
+        assert time.monotonic() < deadline, "ranks are left"
+        time.sleep(0.02)
+
+
+def wait_for_pids(tmp_path: Path, ranks: int) -> list[int]:
+    """Process ids of the ranks once all of them have a program."""
+    deadline = time.monotonic() + 30
+    while time.monotonic() < deadline:
+        files = [p for p in tmp_path.rglob("rank?.json")]
+        described = [json.loads(path.read_text()) for path in files]
+        if len(described) == ranks and all(len(d["places"]) > 2 for d in described):
+            return [d["pid"] for d in described]
+        time.sleep(0.02)
+    raise AssertionError("the ranks did not start")
