@@ -102,10 +102,13 @@ class Watcher:
         return first
 
     def kill(self) -> None:
-        """Kill every rank that is left, the stopped ones included."""
+        """Kill every rank that is left, the stopped ones included, and wait until it is gone."""
         for rank in self._pipes.values():
             with contextlib.suppress(OSError):
                 signal.pidfd_send_signal(self._handles[rank], signal.SIGKILL)
+        for handle in self._handles.values():
+            if handle >= 0:
+                select.select([handle], [], [], GRACE_SECONDS)
 
     def _adopt(self) -> list[int]:
         """Begin to watch ranks that have come up; returns those that are gone already."""

@@ -83,5 +83,5 @@ def axes_of(context: Context, operand: int, rank: int) -> list[int] | None:
 
 
 def make(text: str, sizes: Mapping[str, Dim] | None = None) -> Rule:
-    """Parse a rule's text."""
-    return parse(text, sizes)
+    """Parse a rule's text, with the gaps closed that absent dims leave in it."""
+    return parse(" ".join(text.split()), sizes)
