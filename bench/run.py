@@ -2,9 +2,9 @@
 
     python -m bench.run [--ranks 2] [--rounds 5] [--layers 16]
 
-Prints wall time and peak memory of `shard`, then seconds per run of one process with one thread, one
-process with n threads and n ranks with one thread each, interleaved round by round; minimum and
-median over the rounds. Timings of a shared machine are noisy: read the ratios.
+Prints wall time and peak memory of `shard`, then seconds per run of one process with one thread,
+one process with n threads and n ranks with one thread each, interleaved round by round; minimum
+and median over the rounds. Timings of a shared machine are noisy: read the ratios.
 """
 
 from __future__ import annotations

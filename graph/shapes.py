@@ -94,6 +94,13 @@ class Context:
             raise KeyError(index)
         return self.shapes.contents[value]
 
+    @property
+    def opset(self) -> int:
+        """Version of the op set that the node's op belongs to."""
+        graph = self.node.graph
+        versions = {} if graph is None else graph.opset_imports
+        return versions.get(self.node.domain, 1)
+
     def attribute(self, name: str, default: Any = None) -> Any:
         """Value of an attribute, or `default`."""
         attribute = self.node.attributes.get(name)
@@ -204,8 +211,8 @@ def _settle(shapes: Shapes, value: ir.Value, found: Dims | None) -> None:
 
 def _infer_by_onnx(node: ir.Node, shapes: Shapes, opsets: list[Any]) -> list[Dims | None] | None:
     version = dict((o.domain, o.version) for o in opsets).get(node.domain)
-    if version is None or not onnx.defs.has(node.op_type, node.domain):
-        return None
+    if version is None or not onnx.defs.has(node.op_type, node.domain) or not _is_plain(node):
+        return _declared_by_bodies(node, shapes)
     try:
         schema = onnx.defs.get_schema(node.op_type, version, node.domain)
         operands = [v for v in node.inputs if v is not None]
@@ -223,6 +230,32 @@ def _infer_by_onnx(node: ir.Node, shapes: Shapes, opsets: list[Any]) -> list[Dim
     except (onnx.defs.SchemaError, shape_inference.InferenceError, ValueError) as error:
         raise _does_not_fit(node, shapes, str(error).strip().splitlines()[-1]) from error
     return [_from_type(out, found.get(out.name or ""), shapes) for out in node.outputs]
+
+
+def _is_plain(node: ir.Node) -> bool:
+    """Whether a node takes tensors only and has no subgraph, whose inputs inference cannot see."""
+    graphs = (ir.AttributeType.GRAPH, ir.AttributeType.GRAPHS)
+    return not any(a.type in graphs for a in node.attributes.values()) and all(
+        value is None or isinstance(value.type, ir.TensorType) for value in node.inputs
+    )
+
+
+def _declared_by_bodies(node: ir.Node, shapes: Shapes) -> list[Dims | None] | None:
+    """Types of an If's results, where its branches declare the same; element types of a Loop's."""
+    bodies = [a.as_graph() for a in node.attributes.values() if a.type == ir.AttributeType.GRAPH]
+    if not bodies or node.op_type not in ("If", "Loop"):
+        return None
+    results: list[Dims | None] = []
+    for index, out in enumerate(node.outputs):
+        inner = [body.outputs[index + (node.op_type == "Loop")] for body in bodies]
+        if out.type is None:
+            out.type = inner[0].type
+        declared = inner[0].shape if node.op_type == "If" else None
+        if declared is None or len({str(value.shape) for value in inner}) > 1:
+            results.append(None)
+        else:
+            results.append(tuple(_declared_dim(shapes, size) for size in declared))
+    return results
 
 
 def _type_proto(value: ir.Value, shapes: Shapes) -> onnx.TypeProto:

@@ -191,9 +191,8 @@ def _deliver(args: argparse.Namespace, outputs: Mapping[str, np.ndarray]) -> Non
         return
     for name, array in outputs.items():
         first = ", ".join(f"{x:.6g}" for x in array.reshape(-1)[:4].tolist())
-        print(
-            f"{name}: {array.dtype.name}{list(array.shape)} {first}{', …' if array.size > 4 else ''}"
-        )
+        first += ", …" if array.size > 4 else ""
+        print(f"{name}: {array.dtype.name}{list(array.shape)} {first}")
     if args.outputs is not None:
         print(f"written to {args.outputs}")
 

@@ -1,7 +1,7 @@
 """Cut global arrays into what each rank holds, and put the ranks' parts together again.
 
-A manifest describes shardings by the texts of `tpcore.planner.problem.placement_text`; `Held` is one
-of them, read back.
+A manifest describes shardings by the texts of `tpcore.planner.problem.placement_text`; `Held` is
+one of them, read back.
 """
 
 from __future__ import annotations

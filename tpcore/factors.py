@@ -1,9 +1,9 @@
 """Solve the factor equations of all ops at once: which dims of which values are split together.
 
-Every dim of every value is a list of *atoms*, major first. A rule equates dims; equating `[128]` with
-`[8, 16]` refines the atom 128 into the product 8 · 16 everywhere it occurs, a packed dim refines its
-atom into segments. In the end two dims that must be split alike share an atom, across the whole
-graph, so a head count met in a Reshape reaches the weight of the projection by itself.
+Every dim of every value is a list of *atoms*, major first. A rule equates dims; equating `[128]`
+with `[8, 16]` refines the atom 128 into the product 8 · 16 everywhere it occurs, a packed dim
+refines its atom into segments. In the end two dims that must be split alike share an atom, across
+the whole graph, so a head count met in a Reshape reaches the weight of the projection by itself.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ from tpcore.atoms import (
     Atoms,
     Item,
     atoms_in,
-    flat_segments,
     extent,
+    flat_segments,
     normal,
     unify_segments,
 )
@@ -86,8 +86,10 @@ def tensors_of(node: ir.Node, rule: Rule) -> list[tuple[ir.Value, TensorSpec | N
 
 
 def _fits(node: ir.Node, rule: Rule, shapes: Shapes) -> bool:
-    """Whether all values that matter have the rank the rule gives them: splitting an operand without
-    knowing what becomes of a result would be wrong."""
+    """Whether all values that matter have the rank the rule gives them.
+
+    Splitting an operand without knowing what becomes of a result would be wrong.
+    """
     return all(
         tensor is None or len(shapes.dims.get(value, ())) == len(tensor)
         for value, tensor in tensors_of(node, rule)

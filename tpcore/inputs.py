@@ -1,7 +1,7 @@
 """Inputs for a model nobody gave any for: the right shapes, and values the graph can work with.
 
-Floats are normal, booleans true. Integers that look something up (a token id) stay below the size of
-the table; a mask is all ones, positions count up.
+Floats are normal, booleans true. Integers that look something up (a token id) stay below the size
+of the table; a mask is all ones, positions count up.
 """
 
 from __future__ import annotations

@@ -6,6 +6,7 @@ sharding it is read in, however many nodes read it there.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import onnx_ir as ir
@@ -63,7 +64,7 @@ def _insert_for_value(
     value: ir.Value,
     made: Placement,
     hub: Placement,
-    uses: list[ir.Usage],
+    uses: Sequence[tuple[ir.Node, int]],
 ) -> None:
     plan = sharded.plan
     sharding = plan.space.sharding
@@ -76,7 +77,8 @@ def _insert_for_value(
             user.replace_input_with(index, source)
     per_place: dict[Placement, ir.Value] = {}
     for user, index in uses:
-        place = plan.choices.strategy[user].operands[index]
+        strategy = plan.choices.strategy.get(user)  # none in the body of an If, Loop or Scan
+        place = REPLICATE if strategy is None else strategy.operands[index]
         if sharding(value, place) == sharding(value, hub):
             continue
         if place not in per_place:
@@ -105,7 +107,7 @@ def _reshard(
     texts = {"have": placement_text(before), "want": placement_text(after)}
     node = ir.node("Reshard", [operand], texts, domain=DOMAIN, version=VERSION, name=name)
     result = node.outputs[0]
-    result.name, result.dtype, result.shape = name, operand.dtype, operand.shape
+    result.name, result.type, result.shape = name, operand.type, operand.shape
     producer = operand.producer()
     if producer is not None:
         producer.append(node)

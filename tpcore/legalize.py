@@ -1,4 +1,4 @@
-"""Turn every `Reshard` into at most one collective and local steps, by the table of `tpcore.reshard`.
+"""Turn every `Reshard` into at most one collective and local steps (table: `tpcore.reshard`).
 
 Local steps are written as two helper ops that `localize` replaces per rank: `LocalSlice` keeps a
 rank's ranges of a replicated value, `KeepOnRoot` keeps a value on rank 0 and zero elsewhere.
@@ -74,7 +74,7 @@ def _collective(kind: ReshardKind, have: Sharding, want: Sharding) -> Collective
 def _append(sharded: ShardedGraph, anchor: ir.Node, node: ir.Node) -> ir.Value:
     old, result = anchor.outputs[0], node.outputs[0]
     node.name = f"{anchor.name}/{node.op_type}"
-    result.name, result.dtype, result.shape = node.name, old.dtype, old.shape
+    result.name, result.type, result.shape = node.name, old.type, old.shape
     sharded.shapes.dims[result] = sharded.shapes.dims.get(old, ())
     anchor.prepend(node)
     return result

@@ -1,4 +1,4 @@
-"""Make one rank's graph: local weights, local shape constants and attributes, no helper ops left."""
+"""Make one rank's graph: local weights, shape constants and attributes, no helper ops left."""
 
 from __future__ import annotations
 

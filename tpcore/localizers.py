@@ -1,7 +1,8 @@
 """What must change in a node when its operands and results become local.
 
-Shape arithmetic stays global everywhere: a `Shape` of a split value is scaled up to the global shape,
-and the shape operand of Reshape and Expand is scaled down to the local one where it is used.
+Shape arithmetic stays global everywhere: a `Shape` of a split value is scaled up to the global
+shape, and the shape operand of Reshape and Expand is scaled down to the local one where it is
+used.
 """
 
 from __future__ import annotations
@@ -50,7 +51,7 @@ class LocalNode:
         while name in self.graph.initializers:
             name += "_"
         tensor = ir.tensor(array, name=name)
-        value = ir.val(name, tensor.dtype, tensor.shape, const_value=tensor)
+        value = ir.val(name, tensor.dtype, array.shape, const_value=tensor)
         self.graph.register_initializer(value)
         return value
 
@@ -63,18 +64,18 @@ class LocalNode:
         dtype: ir.DataType | None = None,
         attributes: dict[str, ir.Attr | int | list[int]] | None = None,
     ) -> ir.Value:
-        """Insert a node before this one; its result has the dtype of the first operand or `dtype`."""
+        """Insert a node before this one; its result has the first operand's dtype, or `dtype`."""
         name = f"{self.node.name}/{label}"
         node = ir.node(op_type, operands, attributes or {}, name=name)
         node.outputs[0].name = f"{name}_out"
-        node.outputs[0].dtype = dtype or operands[0].dtype
+        node.outputs[0].type = operands[0].type if dtype is None else ir.TensorType(dtype)
         self.node.prepend(node)
         return node.outputs[0]
 
     def become(self, value: ir.Value) -> None:
         """Let `value` take the place of this node's first result, and drop the node."""
         old = self.node.outputs[0]
-        name, value.dtype, value.shape = old.name, old.dtype, old.shape
+        name, value.type, value.shape = old.name, old.type, old.shape
         old.replace_all_uses_with(value, replace_graph_outputs=True)
         self.graph.remove(self.node, safe=True)
         old.name, value.name = None, name
@@ -189,14 +190,14 @@ def split_sizes(x: LocalNode) -> None:
 
 
 def squeezed_axes(x: LocalNode) -> None:
-    """Name the dims that Squeeze drops: left out they are all of size one, local ones among them."""
+    """Name the dims that Squeeze drops: left out, a local dim of size one would go as well."""
     data = x.source.inputs[0]
     given = x.source.attributes.get("axes") or (len(x.source.inputs) > 1 and x.source.inputs[1])
     if data is None or given or not x.held(data).splits:
         return
     axes = [dim for dim, size in enumerate(x.dims(data)) if size == 1]
     if x.graph.opset_imports.get("", 0) < OPSET_OF_AXES_OPERAND:
-        x.node.attributes["axes"] = ir.AttrInt64s("axes", axes)  # type: ignore[arg-type]
+        x.node.attributes["axes"] = ir.AttrInt64s("axes", axes)
         return
     x.node.resize_inputs(2)
     x.node.replace_input_with(1, x.constant(np.array(axes, np.int64), "axes"))

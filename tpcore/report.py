@@ -1,4 +1,4 @@
-"""What a split amounts to: memory per rank, collectives, bytes on the wire, and what stayed whole."""
+"""What a split amounts to: memory per rank, collectives, bytes on the wire, what stayed whole."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from graph.weights import ShardTensor
 from tpcore.insert_reshards import ShardedGraph
 from tpcore.ops import OPS
 from tpcore.plan import Plan
+from tpcore.planner.problem import captured
 from tpcore.sharding import REPLICATE
 
 MAX_RANKS_SHOWN = 8
@@ -29,7 +30,7 @@ def split_report(sharded: ShardedGraph, ranks: Sequence[ir.Model]) -> dict[str, 
     Bytes on the wire are lower bounds for the sizes the plan was made for (1 where symbolic).
     """
     by_source = _weights_by_source(sharded.model.graph)
-    unsplit = []
+    unsplit: list[dict[str, Any]] = []
     split_bytes = total = 0
     for values in by_source:
         size = values[0].const_value.nbytes  # type: ignore[union-attr]
@@ -104,6 +105,8 @@ def _reason(plan: Plan, value: ir.Value) -> str:
         return "it is added once: rank 0 holds it, the other ranks hold zeros"
     if value.const_value is not None and value.const_value.size <= 1:
         return "it is a scalar"
+    if value in captured(plan.model.graph):
+        return "the body of an If, Loop or Scan reads it, and bodies are not split"
     for node, index in value.uses():
         if (node.domain, node.op_type) not in OPS:
             return f"op {node.op_type} of node '{node.name}' has no sharding rule"

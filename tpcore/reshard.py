@@ -31,14 +31,14 @@ class ReshardKind(Enum):
     IMPOSSIBLE = "impossible"
 
     def bytes_factor(self, ranks: int) -> float:
-        """Bytes sent per rank over bytes of the full tensor (the lower bounds of `graph.dialect`)."""
+        """Bytes sent per rank over bytes of the full tensor: lower bounds, as in `graph.dialect`."""
         share = (ranks - 1) / ranks
         factors = {"AllReduce": 2 * share, "AllToAll": share / ranks}
         return factors.get(self.value, share)
 
 
 def reshard_kind(have: Sharding, want: Sharding) -> ReshardKind:
-    """The main step that turns `have` into `want` (an AllGather may be followed by a local step)."""
+    """The step that turns `have` into `want` (a local step may follow an AllGather)."""
     if have.splits == want.splits and have.placement.kind == want.placement.kind:
         return ReshardKind.NONE
     for side in (have, want):

@@ -9,7 +9,8 @@ Per operand and result, separated by commas, one dim each separated by spaces:
 - a name is a factor; the same name is the same split everywhere in the rule;
 - `+` marks a reduction factor: its split makes the result `Partial(sum)`;
 - `!` marks a factor that must stay whole;
-- `(a b)` is a compound dim, `(a|b)` a packed one (segments one after another), `1` a dim of size one;
+- `(a b)` is a compound dim, `(a|b)` a packed one (segments one after another), `1` a dim of size
+  one;
 - `*` is an operand of any shape that must be whole, `-` one that is left out.
 
 Sizes of factors that no dim gives by itself are written behind a semicolon: `; h=8 d=16`.

@@ -1,4 +1,4 @@
-"""Run a target once: all ranks in this process, or as one rank of a job that is started if need be."""
+"""Run a target once: all ranks in this process, or as one rank of a job."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import onnx_ir as ir
 
-from backends import job, registry
+from backends import job
 from backends.base import Backend
 from backends.handshake import RankInfo, collective_sequence, handshake
 from backends.launch import launch
@@ -54,8 +54,8 @@ def run_as_rank(
 ) -> dict[str, np.ndarray]:
     """Run this process's rank and gather the outputs, whole on every rank.
 
-    Every rank takes part in the handshake even if it could not open its files, so that no other rank
-    waits for it.
+    Every rank takes part in the handshake even if it could not open its files, so that no other
+    rank waits for it.
     """
     ranks = job.join(timeout_seconds)
     info, model, parts = RankInfo(world_size=ranks.size), None, {}

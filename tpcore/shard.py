@@ -12,8 +12,8 @@ import onnx_ir as ir
 
 from graph.safetensors_file import Progress
 from tpcore.bundle import Bundle, open_bundle, refuse_existing, write_bundle
-from tpcore.insert_reshards import ShardedGraph
 from tpcore.inputs import describe_inputs
+from tpcore.insert_reshards import ShardedGraph
 from tpcore.manifest import source_digest
 from tpcore.partition import Options, plan_model, rank_models, shard_plan
 from tpcore.plan import Plan
@@ -77,7 +77,7 @@ def shard(
         PlanError: the split asked for is not possible.
         BundleError: `bundle` exists.
     """
-    refuse_existing(bundle, force)
+    refuse_existing(Path(bundle), force)
     split = split_model(Path(model), options)
     path = write_bundle(
         bundle,

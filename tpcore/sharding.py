@@ -4,9 +4,10 @@
 - `Shard(chain)`: every rank holds a part of each dim in which the chain's atoms occur;
 - `Partial(sum)`: the value is the sum of what the ranks hold.
 
-A *chain* is what one split divides: an atom (see `tpcore.atoms`), or several nested ones where the
-first has fewer indices than there are ranks. Four kv heads of two query heads each on eight ranks are
-the chain (4, 2): rank r works for kv head r // 2, so the kv heads overlap and the query heads do not.
+A *chain* is what one split divides: an atom (see `tpcore.atoms`), or several nested ones where
+the first has fewer indices than there are ranks. Four kv heads of two query heads each on eight
+ranks are the chain (4, 2): rank r works for kv head r // 2, so the kv heads overlap and the query
+heads do not.
 """
 
 from __future__ import annotations

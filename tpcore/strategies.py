@@ -1,16 +1,17 @@
 """Generate the ways to run one op, from its rule: placements of its operands and results.
 
 - all replicated: always there;
-- one per chain the rule lets through: operands and results that hold the chain are sharded; where the
-  chain is contracted the results are partial sums, and addends (a bias) become partial too;
-- where the op is linear in some operands: those partial, the others replicated, the results partial.
+- one per chain the rule lets through: operands and results that hold the chain are sharded; where
+  the chain is contracted the results are partial sums, and addends (a bias) become partial too;
+- where the op is linear in some operands: those partial, the others replicated, the results
+  partial.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from itertools import zip_longest
+from itertools import pairwise, zip_longest
 
 import onnx_ir as ir
 
@@ -189,7 +190,7 @@ class StrategySpace:
         return Placement("S", chain, () if split == dims else tuple(split))
 
     def _is_local(self, node: ir.Node, operands: list[Placement], results: list[Placement]) -> bool:
-        """Whether every rank can work on what it holds: a looked-up table needs one range per rank."""
+        """Whether every rank can work on its part: a looked-up table needs one range per rank."""
         if node.op_type != "Gather" or results[0] != PARTIAL or node.inputs[0] is None:
             return True
         layouts = self.sharding(node.inputs[0], operands[0]).layouts
@@ -233,7 +234,7 @@ def find_chains(factors: FactorGraph, splittable: Iterable[ir.Value], ranks: int
             starts.update(dict.fromkeys(product[:1]))
     for value in list(factors.dims):
         for product in _products(factors, value):
-            for major, minor in zip(product, product[1:], strict=False):
+            for major, minor in pairwise(product):
                 followers.setdefault(major, {})[minor] = None
     found: list[Chain] = []
     for atom in starts:

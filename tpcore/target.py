@@ -1,4 +1,4 @@
-"""What a rank runs: its graph and how inputs and outputs are split, from a bundle or a model file."""
+"""What a rank runs: its graph, and how inputs and outputs are split; from a bundle or a model."""
 
 from __future__ import annotations
 

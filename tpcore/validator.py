@@ -1,10 +1,11 @@
 """Prove the sharding rule of an op against the op itself.
 
-A case is one node with its operands. Every strategy its rule generates is run split, through the same
-steps a model goes through, and compared with the unsplit node: a rule is *wrong* where they differ.
-Then every placement of operands and results is tried whatever the rule says; those that happen to be
-right and are no strategy are *missing*. Data is random and of both signs and a partial operand is a
-sum of unlike parts, since equal or positive parts hide ops that are not linear.
+A case is one node with its operands. Every strategy its rule generates is run split, through the
+same steps a model goes through, and compared with the unsplit node: a rule is *wrong* where they
+differ. Then every placement of operands and results is tried whatever the rule says; those that
+happen to be right and are no strategy are *missing*. Data is random and of both signs and a
+partial operand is a sum of unlike parts, since equal or positive parts hide ops that are not
+linear.
 """
 
 from __future__ import annotations

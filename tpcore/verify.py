@@ -1,9 +1,9 @@
 """Prove that a bundle computes what the unsplit model computes.
 
-Both run in ONNX Runtime on the same inputs, the bundle's ranks in lockstep in this process. Outputs
-must agree within a tolerance relative to the largest absolute value of the output; integers and
-booleans must be equal. Where they do not, every value of both graphs is compared in program order and
-the first that differs is named.
+Both run in ONNX Runtime on the same inputs, the bundle's ranks in lockstep in this process.
+Outputs must agree within a tolerance relative to the largest absolute value of the output;
+integers and booleans must be equal. Where they do not, every value of both graphs is compared in
+program order and the first that differs is named.
 """
 
 from __future__ import annotations

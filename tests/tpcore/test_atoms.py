@@ -115,7 +115,7 @@ def test_segments_refine_with_their_consumers() -> None:
     for part in parts:
         unify(part, heads)
     assert sizes(normal(packed)) == [[[4, 2], [4, 2], [4, 2]]]
-    assert atoms_in(normal(packed)) == set(heads)
+    assert atoms_in(normal(packed)) == set(resolve(heads))
 
 
 def test_segments_reach_the_dim_that_was_equal_before() -> None:

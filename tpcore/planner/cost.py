@@ -1,7 +1,7 @@
 """What ops and reshards cost, in seconds.
 
-An op costs its roofline time on the largest rank's part: max(flops / F, bytes / B), where weights come
-from memory and activations, just written by another op, mostly from cache. A reshard costs
+An op costs its roofline time on the largest rank's part: max(flops / F, bytes / B), where weights
+come from memory and activations, just written by another op, mostly from cache. A reshard costs
 alpha + bytes / beta of its collective, bytes being the lower bound of `graph.dialect`.
 """
 

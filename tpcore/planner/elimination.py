@@ -1,8 +1,9 @@
 """Minimise a sum of unary and pairwise costs exactly, by eliminating variables in min-degree order.
 
-Eliminating a variable replaces the tables it occurs in by one table over its neighbours, holding the
-best it can do for each of their choices (bucket elimination, Dechter 1999). The largest table has as
-many axes as the graph's treewidth under this order; transformer graphs have a treewidth of about 2.
+Eliminating a variable replaces the tables it occurs in by one table over its neighbours, holding
+the best it can do for each of their choices (bucket elimination, Dechter 1999). The largest table
+has as many axes as the graph's treewidth under this order; transformer graphs have a treewidth of
+about 2.
 """
 
 from __future__ import annotations
@@ -106,7 +107,7 @@ def _eliminate(
     tables: dict[int, _Bucket[V]],
     touching: dict[V, set[int]],
 ) -> _Bucket[V]:
-    """Merge all tables of `variable` into one with it as the last axis, and put back its minimum."""
+    """Merge all tables of `variable` into one, it being the last axis, and put back the minimum."""
     buckets = [tables.pop(key) for key in sorted(touching.pop(variable))]
     others = list(dict.fromkeys(v for b in buckets for v in b.variables if v != variable))
     axes = (*others, variable)

@@ -1,7 +1,7 @@
 """Turn a graph with its strategies into a cost graph, and the cheapest assignment into a plan.
 
-Variables: the strategy of every node, and the placement in which every value is held (its *hub*), so
-that a reshard is paid once however many nodes read the value.
+Variables: the strategy of every node, and the placement in which every value is held (its *hub*),
+so that a reshard is paid once however many nodes read the value.
 """
 
 from __future__ import annotations
@@ -48,6 +48,12 @@ def find_states(graph: ir.Graph) -> dict[ir.Value, ir.Value]:
     return states
 
 
+def captured(graph: ir.Graph) -> set[ir.Value]:
+    """Values that the body of an If, Loop or Scan reads: held whole, as bodies are not split."""
+    values = [*graph.inputs, *graph.initializers.values(), *(v for n in graph for v in n.outputs)]
+    return {value for value in values if any(user.graph is not graph for user, _ in value.uses())}
+
+
 def choose(space: StrategySpace, cost: CostModel, pins: Mapping[str, str] | None = None) -> Choices:
     """Find the cheapest strategies and placements; `pins` maps value names to placement texts.
 
@@ -86,6 +92,7 @@ def _options(
     hubs: dict[ir.Value, dict[Placement, None]] = {}
     fixed = set(space.graph.inputs) - states.keys()
     fixed |= set(space.graph.outputs) - set(states.values())
+    fixed |= captured(space.graph)
     for value in [*space.graph.inputs, *space.graph.initializers.values()]:
         hubs[value] = {REPLICATE: None}
     for node in space.graph:

@@ -1,1 +1,1 @@
-"""Sharding rules, one table per family of ops: a rule's text, and which operands may stay partial."""
+"""Sharding rules, one table per family of ops: a rule's text, and what may stay partial."""

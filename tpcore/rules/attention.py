@@ -1,6 +1,7 @@
 """Fused attention: heads are split, head size and keys stay whole, and queries where causal.
 
-`h` counts key/value heads, `g` the query heads of each, so that grouped queries stay with their keys.
+`h` counts key/value heads, `g` the query heads of each, so that grouped queries stay with their
+keys.
 """
 
 from __future__ import annotations
@@ -86,7 +87,7 @@ def rotary_embedding_of_table(c: Context) -> Rule | None:
 
 
 def _rotary(c: Context, position: str, others: list[str], rotated: Dim) -> Rule | None:
-    """The rule of either kind of rotary embedding; `rotated` is the head size if no other is given."""
+    """The rule of either rotary embedding; `rotated` is the head size if no other is given."""
     dims, rest = c.dims(0), ", ".join(others)
     if len(dims) == 4:
         return make(f"b h {position} e!, {rest} -> b h s e")

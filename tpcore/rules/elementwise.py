@@ -16,7 +16,7 @@ MICROSOFT = ["BiasGelu", "FastGelu", "Gelu", "QuickGelu"]
 
 
 def elementwise(c: Context) -> Rule:
-    """`d0 d1, 1 d1 -> d0 d1`: every dim of the result, where an operand is not broadcast along it."""
+    """`d0 d1, 1 d1 -> d0 d1`: all dims of the result, 1 where an operand is broadcast along it."""
     shapes = [None if v is None else c.shapes.dims[v] for v in c.node.inputs]
     out = broadcast([dims for dims in shapes if dims is not None])
     labels = names(len(out))

@@ -26,7 +26,7 @@ def conv(c: Context) -> Rule:
     channels, out, kernel = ("c+", "o", "c") if groups == 1 else ("(g c!)", "(g o)", "c!")
     x, k, y = (" ".join(f"{name}{i}!" for i in range(window)) for name in "xky")
     bias = f", {out}" if c.operand(2) is not None else ""
-    sizes = {} if groups == 1 else {"g": groups, "c": weight[1], "o": weight[0] // groups}  # type: ignore[operator]
+    sizes = {} if groups == 1 else {"g": groups, "c": weight[1], "o": weight[0] // groups}
     return make(f"b {channels} {x}, {out} {kernel} {k}{bias} -> b {out} {y}", sizes)
 
 

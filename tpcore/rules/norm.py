@@ -6,13 +6,18 @@ from graph.shapes import Context
 from tpcore.rule import Rule
 from tpcore.rules.spec import OpSpec, axes_of, make, mark, names
 
+SOFTMAX_PER_AXIS = 13
+"""From this opset Softmax works along one axis; before, all dims from `axis` on were one."""
+
 
 def softmax(c: Context) -> Rule:
     """`d0 d1 d2! -> d0 d1 d2`."""
     rank = len(c.dims(0))
     labels = names(rank)
-    axis = c.attribute("axis", -1) % rank
-    return make(f"{' '.join(mark(labels, [axis], '!'))} -> {' '.join(labels)}")
+    per_axis = c.opset >= SOFTMAX_PER_AXIS
+    axis = c.attribute("axis", -1 if per_axis else 1) % rank
+    whole = [axis] if per_axis else list(range(axis, rank))
+    return make(f"{' '.join(mark(labels, whole, '!'))} -> {' '.join(labels)}")
 
 
 def layer_norm(c: Context) -> Rule:

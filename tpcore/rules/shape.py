@@ -1,4 +1,4 @@
-"""Ops that move elements without computing: reshape, transpose, slice, split, concatenate, gather."""
+"""Ops that move elements and compute nothing: reshape, transpose, slice, split, gather, …"""
 
 from __future__ import annotations
 
@@ -47,14 +47,16 @@ def squeeze(c: Context) -> Rule:
 
 
 def expand(c: Context) -> Rule:
-    """`d0 1 d2, * -> d0 d1 d2`."""
+    """`d0 1 d2, * -> d0 d1 d2`; the shape operand must be understood to be scaled per rank."""
+    c.contents(1)
     out = c.shapes.of(c.node.outputs[0])
     labels = names(len(out))
     return make(f"{broadcast_text(labels, c.dims(0))}, * -> {ones_as_1(labels, out)}")
 
 
 def reshape(c: Context) -> Rule:
-    """`b s (h d), * -> b s h d`: dims are matched by their sizes, major first, then from the end."""
+    """`b s (h d), * -> b s h d`: dims are matched by size, major first, then from the end."""
+    c.contents(1)
     have, want = c.dims(0), c.shapes.of(c.node.outputs[0])
     sizes: dict[str, Dim] = {}
     left, right = factorise(have, want, sizes)
@@ -62,7 +64,7 @@ def reshape(c: Context) -> Rule:
 
 
 def factorise(have: Dims, want: Dims, sizes: dict[str, Dim]) -> tuple[list[list[str]], ...]:
-    """Common factors of two shapes of equal product, per dim; what matches nothing is marked `!`."""
+    """Common factors of two shapes of equal product, per dim; `!` marks what matches nothing."""
     shapes = (list(have), list(want))
     parts: tuple[list[list[str]], ...] = ([[] for _ in have], [[] for _ in want])
     tails: tuple[list[list[str]], ...] = ([[] for _ in have], [[] for _ in want])

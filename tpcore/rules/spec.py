@@ -73,7 +73,7 @@ def broadcast_text(labels: Sequence[str], dims: Dims) -> str:
 
 
 def axes_of(context: Context, operand: int, rank: int) -> list[int] | None:
-    """Axes given as attribute `axes` or as operand; None where left out. KeyError if not constant."""
+    """Axes given as attribute or operand; None where left out. KeyError if not constant."""
     axes = context.attribute("axes")
     if axes is None:
         if context.operand(operand) is None:
