@@ -29,7 +29,7 @@ from .base import Executor
 
 DTYPES = (np.float32, np.float16, ml_dtypes.bfloat16, np.int32, np.int64, np.bool_)
 MIB = 1 << 20
-SIZES_BYTES = (0, 1, 1001, 16 << 10, MIB, MIB + 4099)
+SIZES_BYTES = (0, 1, 1001, 16 << 10, MIB, 4 * MIB + 4099)
 """Bytes of an operand, rounded up to whole elements: empty, one, odd, both sides of every limit."""
 LAYOUTS = ("even", "uneven", "packed", "overlapping", "empty")
 
@@ -85,6 +85,8 @@ class CollectiveSuite:
     @pytest.mark.parametrize("dtype", DTYPES)
     def test_all_reduce(self, dtype: type, size_bytes: int, reduce: str) -> None:
         """The reduction in rank order, for operands on both sides of every chunk."""
+        if size_bytes > MIB and reduce != "sum":
+            pytest.skip("big operands are cut alike for every reduction")
         count = -(-size_bytes // np.dtype(dtype).itemsize)
         self.check(
             AllReduce("tp", reduce), [values([count], dtype, r) for r in range(self.ranks())]

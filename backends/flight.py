@@ -97,13 +97,17 @@ def _open_alive(path: Path) -> int:
     return os.open(path, os.O_RDWR | os.O_NONBLOCK)
 
 
+_MPI_FILES = ("/dev/shm/mpich_shm_", "/dev/shm/sm_segment.")
+"""MPICH's and Open MPI's."""
+
+
 def shared_memory() -> list[str]:
     """The shared-memory files that MPI has mapped, which it leaves behind when ranks are killed."""
     try:
         lines = Path("/proc/self/maps").read_text().splitlines()
     except OSError:
         return []
-    paths = (line.split(maxsplit=5)[-1] for line in lines if "/dev/shm/mpich_shm_" in line)
+    paths = (line.split(maxsplit=5)[-1] for line in lines if any(m in line for m in _MPI_FILES))
     return sorted({path.removesuffix(" (deleted)") for path in paths})
 
 

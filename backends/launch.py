@@ -56,7 +56,10 @@ def launch(
             failure = _watch(process, watcher)
         return _conclude(process, watcher, failure, filters)
     finally:
+        states = watcher.states()
         _stop(process, watcher)
+        if process.returncode:
+            remove_shared_memory(path for state in states for path in state.shared_memory)
         failed = any(run_dir.glob("*.flight.json"))
         clean(run_dir, keep_reports=failed)
 
@@ -84,8 +87,6 @@ def _conclude(
     if failure is not None:
         watcher.end(failure)
         failure = read_failure(watcher.run_dir) or failure
-        if not failure.agreed:
-            remove_shared_memory(path for state in states for path in state.shared_memory)
     _stop(process, watcher)
     for stream in filters:
         stream.finish(GRACE_SECONDS)

@@ -26,6 +26,12 @@ _STARTS = (
     "You may or may not see",
     "exactly when Open MPI",
     "prterun ",
+    "  Errorcode",
+    '"abort"',
+    "terminated by signals",
+    "thus causing the job",
+    "   Process name:",
+    "   Exit code:",
     "signal ",
     "on node ",
 )
@@ -38,6 +44,8 @@ _MARKS = (
     "[proxy:",
     "[mpiexec@",
     "prterun noticed",
+    "prterun detected",
+    "prterun has exited",
 )
 """What a run of such lines must contain somewhere to be the launcher's."""
 
@@ -84,7 +92,8 @@ class Filter:
 
     def _release(self) -> None:
         """Decide whether the lines held back were the launcher's."""
-        if any(mark in self._held for mark in _MARKS):
+        after_noise = self.noise != "" and not self._held.strip()
+        if after_noise or any(mark in self._held for mark in _MARKS):
             self.noise += self._held
         else:
             self._write(self._held)

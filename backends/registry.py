@@ -7,6 +7,7 @@ imported on first use, so a name costs nothing until somebody asks for it.
 from __future__ import annotations
 
 import warnings
+from collections.abc import Callable
 from functools import cache
 from importlib import import_module
 from importlib.metadata import EntryPoint, entry_points
@@ -86,6 +87,7 @@ def _load_plugin(point: EntryPoint) -> Backend | None:
     return backend
 
 
-def _resolve(path: str):  # type: ignore[no-untyped-def]
+def _resolve(path: str) -> Callable[[], Backend]:
     module, _, name = path.partition(":")
-    return getattr(import_module(module), name)
+    factory: Callable[[], Backend] = getattr(import_module(module), name)
+    return factory

@@ -84,13 +84,14 @@ class Watcher:
         return read_failure(self.run_dir) or self._judge_waits()
 
     def states(self) -> list[RankState]:
-        """The states of all ranks seen."""
-        found = (read_rank(self.run_dir, rank) for rank in sorted(self._handles))
+        """The states of all ranks that have come up."""
+        found = (read_rank(self.run_dir, rank) for rank in range(self._size))
         return [state for state in found if state is not None]
 
     def end(self, failure: Failure) -> bool:
         """Publish a failure, let the ranks end, kill those that do not; True if it is ours."""
         first = claim_failure(self.run_dir, failure)
+        self._adopt()
         if not failure.agreed:
             for state in self.states():
                 write_report(self.run_dir, state.rank, failure.message)

@@ -6,12 +6,14 @@ Exit status: 0 done; 1 verification found a difference; 2 bad input or request; 
 from __future__ import annotations
 
 import argparse
+import os
 import sys
+import traceback
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TypeAlias
+from typing import NoReturn, TypeAlias
 
-from graph.errors import TpcoreError
+from graph.errors import PlanError, TpcoreError
 
 DESCRIPTION = "Split an ONNX model over n ranks by tensor parallelism, run it, prove it equal."
 EXAMPLES = """examples:
@@ -29,34 +31,58 @@ exit status: 0 done, 1 verification found a difference, 2 bad input or request, 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit status."""
     arguments = list(sys.argv[1:] if argv is None else argv)
-    parser = build_parser()
-    args = parser.parse_args(arguments)
-    args.argv = arguments
-    if args.debug:
-        return int(args.run(args))
-    if args.command == "run":
+    if arguments[:1] == ["run"]:
         from backends.rank_main import rank_main
 
-        return rank_main(lambda: int(args.run(args)))
+        return rank_main(lambda: _command_status(arguments))
     try:
-        return int(args.run(args))
+        return _command_status(arguments)
     except TpcoreError as error:
         print(f"error: {error}", file=sys.stderr)
         return error.exit_status
-    except BrokenPipeError:
-        sys.stderr.close()
-        return 0
     except KeyboardInterrupt:
         return 130
-    except OSError as error:
+    except Exception as error:
+        text = " ".join(str(error).split())
+        print(
+            f"error: {arguments[0]} failed: {type(error).__name__}: {text}. This is a fault of "
+            "tpcore: please report it with what the same command prints with --debug.",
+            file=sys.stderr,
+        )
+        return 3
+
+
+def _command_status(arguments: list[str]) -> int:
+    """Parse and run a command; what the system refuses becomes an error of ours."""
+    args = build_parser().parse_args(arguments)
+    args.argv = arguments
+    try:
+        status = int(args.run(args))
+        sys.stdout.flush()
+        return status
+    except BrokenPipeError:  # whoever reads our output has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except Exception as error:
+        if args.debug:
+            traceback.print_exc()
+        if not isinstance(error, OSError):
+            raise
         where = f" '{error.filename}'" if error.filename else ""
-        print(f"error: the system refused{where}: {error.strerror or error}.", file=sys.stderr)
-        return 2
+        raise PlanError(f"the system refused{where}: {error.strerror or error}.") from error
+
+
+class _Parser(argparse.ArgumentParser):
+    """Says what is wrong as every other error is said."""
+
+    def error(self, message: str) -> NoReturn:
+        """Raise PlanError."""
+        raise PlanError(f"{message}. See {self.prog} --help.")
 
 
 def build_parser() -> argparse.ArgumentParser:
     """The parser of all commands."""
-    parser = argparse.ArgumentParser(
+    parser = _Parser(
         prog="tpcore",
         description=DESCRIPTION,
         epilog=EXAMPLES,
@@ -78,7 +104,7 @@ class _Version(argparse.Action):
         parser.exit(0)
 
 
-Commands: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
+Commands: TypeAlias = "argparse._SubParsersAction[_Parser]"
 
 
 def _command(commands: Commands, name: str, summary: str, example: str) -> argparse.ArgumentParser:

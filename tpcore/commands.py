@@ -21,6 +21,7 @@ from tpcore.ops import OPS
 from tpcore.partition import Options
 from tpcore.report import report_text
 from tpcore.run import (
+    check_writable,
     load_inputs,
     needs_launch,
     read_npz,
@@ -35,7 +36,7 @@ from tpcore.verify import Verification, verify
 
 
 def _print_json(contents: Mapping[str, Any]) -> None:
-    print(json.dumps(contents, indent=2))
+    print(json.dumps(contents, indent=2, allow_nan=False))
 
 
 def _options(args: argparse.Namespace, dump: Path | None = None) -> Options:
@@ -157,24 +158,27 @@ def run_command(args: argparse.Namespace) -> int:
     """`tpcore run`."""
     backend = registry.get(args.backend)
     options = Options(args.tp, args.plan, args.shape) if args.tp is not None else None
+    placement = detect_environment()
+    first = placement.rank == 0
 
     def opened() -> Target:
+        if first and args.outputs is not None:
+            check_writable(args.outputs)
         return open_target(args.target, options)
 
     def inputs(target: Target) -> dict[str, np.ndarray]:
         return load_inputs(args.inputs, target, args.shape)
 
-    if backend.communicator is None or detect_environment().size == 1:
+    if backend.communicator is not None and placement.size > 1:
+        outputs = run_as_rank(opened, backend, inputs, args.timeout)
+    elif first:
         target = opened()
         given = inputs(target)
-        if needs_launch(backend, target.world_size):
+        if needs_launch(backend, target):
             return start_ranks(args.argv, target.world_size, args.timeout)
         outputs = run_here(target, backend, given)
-    else:
-        outputs = run_as_rank(opened, backend, inputs, args.timeout)
-        if detect_environment().rank != 0:
-            return 0
-    _deliver(args, outputs)
+    if first:
+        _deliver(args, outputs)
     return 0
 
 

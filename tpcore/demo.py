@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import subprocess
-import sys
 import tempfile
 from importlib import resources
 from pathlib import Path
@@ -12,7 +11,7 @@ from pathlib import Path
 from graph.errors import ExecutionError
 from tpcore.partition import Options
 from tpcore.report import human_bytes, report_text
-from tpcore.run import read_npz
+from tpcore.run import read_npz, tpcore_command
 from tpcore.shard import shard
 from tpcore.verify import compare, reference
 
@@ -50,9 +49,9 @@ def demo_command(args: argparse.Namespace) -> int:
 
 
 def _run(bundle: Path, inputs: Path, outputs: Path) -> None:
-    command = [sys.executable, "-m", "tpcore", "run", str(bundle), "--backend", "cpu"]
-    command += ["--inputs", str(inputs), "--outputs", str(outputs), "--timeout", "60"]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    command = ["run", str(bundle), "--backend", "cpu", "--timeout", "60"]
+    command += ["--inputs", str(inputs), "--outputs", str(outputs)]
+    done = subprocess.run(tpcore_command(command), capture_output=True, text=True, check=False)
     if done.returncode != 0:
         raise ExecutionError(f"the run failed with status {done.returncode}: {done.stderr.strip()}")
     print(done.stdout.splitlines()[0])

@@ -32,6 +32,12 @@ class InputSpec:
     rows: int | None = None
     """Integers must stay below this: the rows of the table they look up."""
 
+    @property
+    def text(self) -> str:
+        """`int64[batch, 8]`."""
+        shape = "" if self.shape is None else f"[{', '.join(map(str, self.shape))}]"
+        return f"{ir.DataType[self.dtype].numpy()}{shape}"
+
 
 def describe_inputs(graph: ir.Graph, shapes: Shapes) -> list[InputSpec]:
     """What every input of `graph` must look like."""
@@ -65,14 +71,42 @@ def make_inputs(
     return {spec.name: _contents(spec, _shape(spec, bound), random) for spec in specs}
 
 
-def _bind_symbols(specs: Sequence[InputSpec], sizes: Mapping[str, int]) -> dict[str, int]:
+def check_sizes(specs: Sequence[InputSpec], sizes: Mapping[str, int]) -> set[str]:
+    """The symbolic dims of all inputs. Raises PlanError if `sizes` names another one."""
     symbols = {name for spec in specs for size in spec.shape or () for name in _symbols(size)}
-    unknown = sorted(set(sizes) - symbols)
+    unknown = [f"'{name}'" for name in sizes if name not in symbols]
     if unknown:
         raise PlanError(
-            f"--shape names '{unknown[0]}', which is no dim of any input. "
+            f"--shape names {' and '.join(unknown)}, which is no symbolic dim of any input. "
             f"Symbolic dims of this model: {', '.join(sorted(symbols)) or 'none'}."
         )
+    return symbols
+
+
+def violations(specs: Sequence[InputSpec], arrays: Mapping[str, np.ndarray]) -> list[str]:
+    """Say where `arrays` are not inputs as `specs` describe them."""
+    known = {spec.name: spec for spec in specs}
+    wrong = [f"'{name}' is missing" for name in known if name not in arrays]
+    wrong += [f"'{name}' is no input" for name in arrays if name not in known]
+    wrong += [
+        f"'{name}' is {array.dtype}{list(array.shape)} where the model has {known[name].text}"
+        for name, array in arrays.items()
+        if name in known and not _fits(known[name], array)
+    ]
+    return wrong
+
+
+def _fits(spec: InputSpec, array: np.ndarray) -> bool:
+    if array.dtype != ir.DataType[spec.dtype].numpy():
+        return False
+    return spec.shape is None or (
+        len(spec.shape) == array.ndim
+        and all(have == want for have, want in zip(array.shape, spec.shape) if type(want) is int)
+    )
+
+
+def _bind_symbols(specs: Sequence[InputSpec], sizes: Mapping[str, int]) -> dict[str, int]:
+    symbols = check_sizes(specs, sizes)
     bound = {name: sizes.get(name, _default(name)) for name in symbols}
     past = sum(bound[name] for name in symbols if "past" in name)
     fresh = [bound[n] for n in symbols if "seq" in n and "past" not in n and "total" not in n]

@@ -71,7 +71,7 @@ def _insert_for_value(
     is_output = value.is_graph_output()
     _hold(sharded, value, sharding(value, made))
     source = value
-    if sharding(value, made) != sharding(value, hub):
+    if not sharding(value, made).same_as(sharding(value, hub)):
         source = _reshard(sharded, value, value, made, hub, rename=is_output)
         for user, index in uses:
             user.replace_input_with(index, source)
@@ -79,7 +79,7 @@ def _insert_for_value(
     for user, index in uses:
         strategy = plan.choices.strategy.get(user)  # none in the body of an If, Loop or Scan
         place = REPLICATE if strategy is None else strategy.operands[index]
-        if sharding(value, place) == sharding(value, hub):
+        if sharding(value, place).same_as(sharding(value, hub)):
             continue
         if place not in per_place:
             per_place[place] = _reshard(sharded, value, source, hub, place)

@@ -40,7 +40,7 @@ def _replace(sharded: ShardedGraph, node: ir.Node, have: Sharding, want: Shardin
         value = _append(sharded, node, dialect.make_node(collective, value))
         have = WHOLE if kind is ReshardKind.ALL_GATHER else want
         sharded.shardings[value.name or ""] = have
-    if have != want:
+    if not have.same_as(want):
         local = ir.node(
             KEEP_ON_ROOT if want.is_partial else LOCAL_SLICE,
             [value],

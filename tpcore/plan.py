@@ -10,6 +10,7 @@ from typing import Any
 
 import onnx_ir as ir
 
+from graph.dims import Expr
 from graph.errors import PlanError
 from graph.mesh import Mesh
 from graph.shapes import Shapes
@@ -37,6 +38,8 @@ class Plan:
     """Sizes of symbolic dims that costs were computed for."""
     pinned: Mapping[str, str] = field(default_factory=dict)
     """Value name -> placement text that was prescribed."""
+    names: Mapping[ir.Value, str] = field(default_factory=dict)
+    """Names that values have in the canonical model, before reshards take some of them over."""
 
     def held(self, value: ir.Value) -> Sharding:
         """How `value` is held."""
@@ -54,7 +57,7 @@ class Plan:
             "mesh": dict(self.mesh.axes),
             "sizes": dict(self.sizes),
             "seconds": self.choices.seconds,
-            "values": {value.name: placement_text(self.held(value)) for value in self.choices.hub},
+            "values": {name: placement_text(self.held(v)) for v, name in self.names.items()},
             "nodes": {node.name: s.name for node, s in self.choices.strategy.items()},
         }
 
@@ -75,6 +78,7 @@ def make_plan(
     Raises:
         PlanError: `ranks` is more than any dim allows, or the plan file does not fit.
     """
+    _check_sizes(shapes, sizes or {})
     space = StrategySpace(model.graph, solve_factors(model.graph, shapes), ranks)
     _check_ranks(space, model, ranks)
     pins: dict[str, str] = {}
@@ -85,7 +89,24 @@ def make_plan(
     price = default_price(model.graph, topology)
     cost = CostModel(topology, shapes, ranks, dict(sizes or {}), price)
     choices = choose(space, cost, pins)
-    return Plan(Mesh.of(tp=ranks), model, shapes, space, choices, dict(sizes or {}), pins)
+    names = {value: value.name or "" for value in choices.hub}
+    return Plan(Mesh.of(tp=ranks), model, shapes, space, choices, dict(sizes or {}), pins, names)
+
+
+def _check_sizes(shapes: Shapes, sizes: Mapping[str, int]) -> None:
+    known = {
+        name
+        for dims in shapes.dims.values()
+        for size in dims
+        if isinstance(size, Expr)
+        for name in size.symbols
+    }
+    for name in sizes:
+        if name not in known:
+            raise PlanError(
+                f"--shape names '{name}', which is no dim of the model. "
+                f"Symbolic dims of this model: {', '.join(sorted(known)) or 'none'}."
+            )
 
 
 def _check_ranks(space: StrategySpace, model: ir.Model, ranks: int) -> None:
@@ -99,10 +120,7 @@ def _check_ranks(space: StrategySpace, model: ir.Model, ranks: int) -> None:
         for size in v.const_value.shape.numpy()  # type: ignore[union-attr]
     }
     if not sizes:
-        raise PlanError(
-            f"cannot split graph '{model.graph.name}' over tp={ranks}: it has no weight of two or "
-            "more dims. Choose tp=1."
-        )
+        return  # nothing to split: every rank computes the whole graph, and the report says so
     largest, name = max(sizes)
     raise PlanError(
         f"cannot split over tp={ranks}: the largest dim of any weight is {largest} (of '{name}'), "
@@ -119,14 +137,17 @@ def read_pins(path: Path, ranks: int) -> dict[str, str]:
     try:
         data = json.loads(path.read_text())
         version, mesh, values = data["version"], data["mesh"], data["values"]
+        if not isinstance(values, dict):
+            raise TypeError(f"'values' is a {type(values).__name__}, expected dict")
     except OSError as error:
         raise PlanError(
             f"plan '{path}' cannot be read: {error.strerror}. "
             f"Give a plan file or one of: {', '.join(PRESETS)}."
         ) from error
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        what = f"no field {error}" if isinstance(error, KeyError) else error
         raise PlanError(
-            f"'{path}' is not a plan file ({error}). Write one with 'tpcore plan MODEL --tp N -o'."
+            f"'{path}' is not a plan file ({what}). Write one with 'tpcore plan MODEL --tp N -o'."
         ) from error
     if version != PLAN_VERSION:
         raise PlanError(

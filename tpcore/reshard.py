@@ -31,7 +31,7 @@ class ReshardKind(Enum):
     IMPOSSIBLE = "impossible"
 
     def bytes_factor(self, ranks: int) -> float:
-        """Bytes sent per rank over bytes of the full tensor: lower bounds, as in `graph.dialect`."""
+        """Bytes a rank sends over bytes of the full tensor; lower bounds, as in `graph.dialect`."""
         share = (ranks - 1) / ranks
         factors = {"AllReduce": 2 * share, "AllToAll": share / ranks}
         return factors.get(self.value, share)
@@ -39,7 +39,7 @@ class ReshardKind(Enum):
 
 def reshard_kind(have: Sharding, want: Sharding) -> ReshardKind:
     """The step that turns `have` into `want` (a local step may follow an AllGather)."""
-    if have.splits == want.splits and have.placement.kind == want.placement.kind:
+    if have.same_as(want):
         return ReshardKind.NONE
     for side in (have, want):
         if side.splits and not side.layouts:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import sys
+import zipfile
+import zlib
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
@@ -18,21 +20,43 @@ from backends.placement import detect_environment, threads_per_rank
 from backends.run import Lockstep, RankProgram
 from graph.errors import BundleError, ExecutionError, PlanError, TpcoreError
 from tpcore.distribute import cut_inputs, read_held
-from tpcore.inputs import make_inputs
+from tpcore.inputs import check_sizes, make_inputs, violations
 from tpcore.target import Target
 
 Arrays = Mapping[str, np.ndarray]
 OpenTarget = Callable[[], Target]
 
 
-def needs_launch(backend: Backend, world_size: int) -> bool:
-    """Whether this process must start the ranks, being none of them."""
-    return backend.communicator is not None and world_size > 1 and detect_environment().size == 1
+def needs_launch(backend: Backend, target: Target) -> bool:
+    """Whether this process must start the ranks, being none of them.
+
+    Raises:
+        BundleError: a launcher started this process as the only rank of several.
+    """
+    placement = detect_environment()
+    if backend.communicator is None or target.world_size == 1 or placement.size > 1:
+        return False
+    if placement.launcher:
+        raise BundleError(
+            f"'{target.name}' is for {target.world_size} ranks but the MPI launcher started 1. "
+            f"Start {target.world_size} ranks with it, or run tpcore without it."
+        )
+    return True
 
 
 def start_ranks(argv: Sequence[str], ranks: int, timeout_seconds: float) -> int:
-    """Start `python -m tpcore argv` on `ranks` ranks; returns the exit status of the job."""
-    return launch([sys.executable, "-m", "tpcore", *argv], ranks, timeout_seconds)
+    """Start `tpcore argv` on `ranks` ranks; returns the exit status of the job."""
+    return launch(tpcore_command(argv), ranks, timeout_seconds)
+
+
+def tpcore_command(argv: Sequence[str]) -> list[str]:
+    """The command that runs `tpcore argv` as another process.
+
+    Modules are not looked for in the working directory, where a user may have a `graph.py`, unless
+    this process was started so.
+    """
+    started_there = {"", os.getcwd()} & set(sys.path)
+    return [sys.executable, *([] if started_there else ["-P"]), "-m", "tpcore", *argv]
 
 
 def run_here(target: Target, backend: Backend, inputs: Arrays) -> dict[str, np.ndarray]:
@@ -114,19 +138,13 @@ def load_inputs(
     """
     if path is None:
         return make_inputs(target.inputs, sizes)
+    check_sizes(target.inputs, sizes)
     arrays = read_npz(path)
-    known = {spec.name: spec for spec in target.inputs}
-    wrong = [f"'{name}' is missing" for name in known if name not in arrays]
-    wrong += [f"'{name}' is no input" for name in arrays if name not in known]
-    wrong += [
-        f"'{name}' is {arrays[name].dtype} where the model has {ir.DataType[spec.dtype].numpy()}"
-        for name, spec in known.items()
-        if name in arrays and arrays[name].dtype != ir.DataType[spec.dtype].numpy()
-    ]
+    wrong = violations(target.inputs, arrays)
     if wrong:
         raise PlanError(
             f"'{path}' does not hold the inputs of '{target.name}': {'; '.join(wrong)}. "
-            f"Inputs: {', '.join(known)}."
+            f"Inputs: {', '.join(spec.name for spec in target.inputs)}."
         )
     return arrays
 
@@ -134,22 +152,55 @@ def load_inputs(
 def read_npz(path: Path) -> dict[str, np.ndarray]:
     """All arrays of an .npz file. Raises PlanError; never unpickles."""
     try:
-        with np.load(path, allow_pickle=False) as archive:
-            return {name: archive[name] for name in archive.files}
-    except (OSError, ValueError, EOFError, AttributeError) as error:
+        with zipfile.ZipFile(path) as archive:
+            return {
+                name.removesuffix(".npy"): _read_array(archive, name) for name in archive.namelist()
+            }
+    except zipfile.BadZipFile as error:
+        damage = str(error) if zipfile.is_zipfile(path) else "it is not an .npz file"
+        raise _unreadable(path, damage) from error
+    except (OSError, ValueError, EOFError, zlib.error, RuntimeError, MemoryError) as error:
         reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
-        raise PlanError(
-            f"inputs '{path}' cannot be read: {reason}. "
-            "Write them with numpy.savez(path, name=array, …)."
-        ) from error
+        raise _unreadable(path, reason) from error
+
+
+def _read_array(archive: zipfile.ZipFile, name: str) -> np.ndarray:
+    with archive.open(name) as file:
+        try:
+            return np.lib.format.read_array(file, allow_pickle=False)
+        except ValueError as error:
+            raise ValueError(f"its part '{name}' is no array of numbers ({error})") from error
+
+
+def _unreadable(path: Path, reason: str) -> PlanError:
+    return PlanError(
+        f"arrays '{path}' cannot be read: {reason.rstrip('.')}. "
+        "Write them with numpy.savez(path, name=array, …)."
+    )
+
+
+def check_writable(path: Path) -> None:
+    """Raise PlanError, before anything runs, if `path` cannot be written."""
+    folder = path.parent
+    if path.is_dir():
+        reason = "it is a directory"
+    elif not folder.is_dir():
+        reason = f"'{folder}' is no directory"
+    elif not os.access(folder, os.W_OK | os.X_OK):
+        reason = f"nobody may write to '{folder}' but its owner"
+    else:
+        return
+    raise PlanError(f"outputs cannot be written to '{path}': {reason}. Choose another path.")
 
 
 def write_npz(path: Path, arrays: Arrays) -> None:
     """Write an .npz file beside its final name and rename it: it is there whole or not at all."""
     draft = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        with draft.open("wb") as file:
-            np.savez(file, **dict(arrays))  # type: ignore[arg-type]
+        with zipfile.ZipFile(draft, "w") as archive:
+            for name, array in arrays.items():
+                with archive.open(f"{name}.npy", "w", force_zip64=True) as file:
+                    np.lib.format.write_array(file, np.asanyarray(array), allow_pickle=False)
         draft.replace(path)
     except OSError as error:
         draft.unlink(missing_ok=True)

@@ -12,6 +12,7 @@ heads do not.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -58,9 +59,20 @@ class DimSplit:
 
     dim: int
     whole: int
-    parts: tuple[int, ...]
-    layout: Layout | None
-    """Index ranges, or None where a symbolic factor before the split makes them no constants."""
+    units: Layout
+    """Ranges of the units that each rank holds."""
+    symbolic: bool = False
+    """Whether a factor of symbolic size multiplies the units, so that indices are no constants."""
+
+    @property
+    def parts(self) -> tuple[int, ...]:
+        """Number of units that each rank holds."""
+        return self.units.sizes
+
+    @property
+    def layout(self) -> Layout | None:
+        """Index ranges, or None where they are no constants."""
+        return None if self.symbolic else self.units
 
 
 def split_dim(dim: int, items: tuple[Item, ...], chain: Chain) -> DimSplit | None:
@@ -70,9 +82,8 @@ def split_dim(dim: int, items: tuple[Item, ...], chain: Chain) -> DimSplit | Non
     static = tuple(item for item in items if isinstance(item, tuple) or isinstance(item.size, int))
     whole = _size(static)
     per_rank = [_ranges(static, chain, rank) for rank in range(chain.ranks)]
-    parts = tuple(sum(stop - start for start, stop in held) for held in per_rank)
-    layout = Layout(tuple(tuple(held) for held in per_rank)) if static == items else None
-    return DimSplit(dim, whole, parts, layout)
+    units = Layout(tuple(tuple(held) for held in per_rank))
+    return DimSplit(dim, whole, units, symbolic=static != items)
 
 
 def _size(items: Sequence[Item]) -> int:
@@ -164,6 +175,17 @@ class Sharding:
         """Index ranges of the split dims; empty where they are no constants."""
         layouts = tuple(split.layout for split in self.splits if split.layout is not None)
         return layouts if len(layouts) == len(self.splits) else ()
+
+    def same_as(self, other: Sharding) -> bool:
+        """Whether every rank holds the same; chains may differ and still give equal ranges."""
+        return self.placement.kind == other.placement.kind and self.splits == other.splits
+
+    @cached_property
+    def overlaps(self) -> bool:
+        """Whether some element is held by several ranks."""
+        ranks = range(len(self.splits[0].parts) if self.splits else 0)
+        held = sum(math.prod(split.parts[rank] for split in self.splits) for rank in ranks)
+        return held > math.prod(split.whole for split in self.splits)
 
     def split_of(self, dim: int) -> DimSplit | None:
         """The split of one dim, or None."""

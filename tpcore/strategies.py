@@ -165,9 +165,17 @@ class StrategySpace:
                     operands[index] = PARTIAL
         if all(place == REPLICATE for place in (*operands, *results)):
             return None
+        if summed and self._counts_twice(node, operands):
+            return None
         if not self._is_local(node, operands, results):
             return None
         return Strategy(f"split {chain}", tuple(operands), tuple(results))
+
+    def _counts_twice(self, node: ir.Node, operands: list[Placement]) -> bool:
+        """Whether ranks share indices that are summed over: a packed dim of which the chain splits
+        one segment, the others being whole on every rank."""
+        places = [(v, p) for v, p in zip(node.inputs, operands) if v is not None and p.chain]
+        return any(self.sharding(value, place).overlaps for value, place in places)
 
     def _placement(
         self, value: ir.Value | None, tensor: TensorSpec | None, chain: Chain, names: set[str]

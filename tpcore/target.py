@@ -52,8 +52,11 @@ def open_target(path: Path, options: Options | None) -> Target:
             )
         return _from_model(path, options)
     bundle = open_bundle(path)
-    if options is not None:
-        bundle.require_world_size(options.tp)
+    if options is not None and options.tp != bundle.world_size:
+        raise PlanError(
+            f"bundle '{path}' is for {bundle.world_size} ranks, --tp asks for {options.tp}. "
+            f"Leave --tp out, or split the model again with --tp {options.tp}."
+        )
     return _from_bundle(bundle)
 
 

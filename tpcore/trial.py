@@ -148,7 +148,9 @@ class Trial:
         ranks = range(self.space.ranks)
         if held.is_partial:
             random = np.random.default_rng(zlib.crc32((value.name or "").encode()))
-            parts = [random.standard_normal(whole.shape).astype(whole.dtype) for _ in ranks[1:]]
+            parts = [
+                np.asarray(random.standard_normal(whole.shape), whole.dtype) for _ in ranks[1:]
+            ]
             return [np.asarray(whole - sum(parts), whole.dtype), *parts]
         return [self.part(whole, value, held, rank) for rank in ranks]
 

@@ -145,7 +145,7 @@ def _options(trial: Trial, value: ir.Value) -> list[Sharding]:
     for dim, size in enumerate(dims):
         if isinstance(size, int) and size >= trial.space.ranks:
             layout = Layout.even(size, trial.space.ranks)
-            split = DimSplit(dim, size, tuple(layout.sizes), layout)
+            split = DimSplit(dim, size, layout)
             options.append(Sharding(Placement("S"), (split,)))
     return options
 

@@ -60,14 +60,23 @@ class Verification:
         return all(output.equal for output in self.outputs)
 
     def to_json(self) -> dict[str, Any]:
-        """The object that `verify --json` prints."""
+        """The object that `verify --json` prints; a difference that is no finite number is null."""
         return {
             "equal": self.equal,
-            "max_abs_diff": max((o.max_abs_diff for o in self.outputs), default=0.0),
-            "max_rel_diff": max((o.max_rel_diff for o in self.outputs), default=0.0),
-            "outputs": {o.name: asdict(o) for o in self.outputs},
-            "first_divergence": self.first_divergence,
+            "max_abs_diff": _finite(max((o.max_abs_diff for o in self.outputs), default=0.0)),
+            "max_rel_diff": _finite(max((o.max_rel_diff for o in self.outputs), default=0.0)),
+            "outputs": {o.name: _finite_fields(asdict(o)) for o in self.outputs},
+            "first_divergence": self.first_divergence and _finite_fields(self.first_divergence),
         }
+
+
+def _finite_fields(fields: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: _finite(x) if isinstance(x, float) else x for name, x in fields.items()}
+
+
+def _finite(number: float) -> float | None:
+    """JSON has no infinity."""
+    return number if math.isfinite(number) else None
 
 
 def compare(name: str, got: np.ndarray, want: np.ndarray) -> Difference:

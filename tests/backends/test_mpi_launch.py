@@ -89,6 +89,15 @@ def wait_until_gone(pids: list[int]) -> None:
         time.sleep(0.01)
 
 
+def wait_for_reports(tmp_path: Path, ranks: int) -> list[Path]:
+    """Under MPI's launcher the process that writes them may outlive it by a moment."""
+    deadline = time.monotonic() + 2
+    while len(found := sorted(tmp_path.rglob("rank*.flight.json"))) < ranks:
+        assert time.monotonic() < deadline, f"only {found}"
+        time.sleep(0.01)
+    return found
+
+
 def messages(text: str) -> list[str]:
     return [line for line in text.splitlines() if "error:" in line]
 
@@ -117,7 +126,7 @@ def test_a_failing_rank_ends_all(fault: str, ranks: int, how: str, tmp_path: Pat
     assert re.search(f"rank {ranks - 1} {TEXTS[fault]}", message)
     if how == "launch":
         assert err.strip() == message
-    reports = sorted(tmp_path.rglob("rank*.flight.json"))
+    reports = wait_for_reports(tmp_path, ranks)
     assert [path.name for path in reports] == [f"rank{r}.flight.json" for r in range(ranks)]
     assert str(reports[0].parent) in message
     report = json.loads(reports[-1].read_text())

@@ -43,7 +43,7 @@ SHAPE = (6, 8)
 
 
 def split(dim: int, layout: Layout) -> DimSplit:
-    return DimSplit(dim, SHAPE[dim], tuple(layout.sizes), layout)
+    return DimSplit(dim, SHAPE[dim], layout)
 
 
 def sharded_on(*splits: DimSplit) -> Sharding:
@@ -102,7 +102,11 @@ class ByPlacement:
         return self.table[placement]
 
 
-TWO_READERS = "(float[6, 8] x) => (float[6, 8] y, float[6, 8] z) { a = Identity(x) y = Abs(a) z = Neg(a) }"
+TWO_READERS = """(float[6, 8] x) => (float[6, 8] y, float[6, 8] z) {
+    a = Identity(x)
+    y = Abs(a)
+    z = Neg(a)
+}"""
 ONE_READER = "(float[6, 8] x) => (float[6, 8] y) { a = Identity(x) y = Neg(a) }"
 
 
@@ -111,7 +115,9 @@ def sharded_graph(
 ) -> ShardedGraph:
     """`a` is made and held as given, and each of its readers reads it in its own way."""
     model = small_model(text)
-    places = {s: Placement("S", Chain((Atom(i + 1),), ranks)) for i, s in enumerate({made, hub, *reads})}
+    places = {
+        s: Placement("S", Chain((Atom(i + 1),), ranks)) for i, s in enumerate({made, hub, *reads})
+    }
     space = ByPlacement({place: sharding for sharding, place in places.items()})
     first, *readers = model.graph
     choices = Choices()
@@ -134,7 +140,9 @@ def parts_of(whole: Array, held: Sharding, ranks: int) -> list[Array]:
     """What the ranks hold of a value."""
     if held.is_partial:
         random = np.random.default_rng(5)
-        parts = [random.standard_normal(whole.shape).astype(np.float32) for _ in range(1, ranks)]
+        parts = [
+            np.asarray(random.standard_normal(whole.shape), np.float32) for _ in range(1, ranks)
+        ]
         return [np.asarray(whole - sum(parts), np.float32), *parts]
     boxes = [box_of(held.dims, held.layouts, rank, whole.ndim) for rank in range(ranks)]
     return [take_box(whole, box).copy() for box in boxes]
@@ -246,6 +254,33 @@ def test_a_graph_output_keeps_its_name() -> None:
     whole, results = run(sharded, WHOLE, 2)
     for result in results:
         np.testing.assert_allclose(result["y"], -2 * whole, atol=1e-5)
+
+
+def test_equal_ranges_of_different_chains_are_no_change() -> None:
+    """Four heads on eight ranks leave pairs of ranks with one head each, whatever else is split."""
+    even = (split(0, Layout.even(SHAPE[0], 2)),)
+    value, other = (Sharding(Placement("S", Chain((Atom(n),), 2)), even) for n in (3, 5))
+    assert value != other and value.same_as(other)
+    assert reshard_kind(value, other) is ReshardKind.NONE
+    sharded = sharded_graph(ONE_READER, 2, value, other, [value])
+    assert not sharded.reshards
+    whole, results = run(simplify(legalize(sharded)), value, 2)
+    assert_held([result["y"] for result in results], -whole, other)
+
+
+def test_ranges_behind_a_symbolic_factor_are_told_apart() -> None:
+    """Both halves have four of eight units, but not the same ones."""
+    batch, major, minor = Atom(symbol("batch")), Atom(2), Atom(4)
+    found = [split_dim(0, (batch, major, minor), Chain((atom,), 2)) for atom in (major, minor)]
+    by_major, by_minor = (Sharding(Placement("S"), (s,)) for s in found if s is not None)
+    assert by_major.splits[0].parts == by_minor.splits[0].parts == (4, 4)
+    assert not by_major.same_as(by_minor)
+    assert reshard_kind(by_major, by_minor) is ReshardKind.IMPOSSIBLE
+
+
+def test_overlaps() -> None:
+    overlapping_ones = {name for name, s in shardings(4).items() if s.overlaps}
+    assert overlapping_ones == {"S(0) overlapping"}
 
 
 def symbolic_split() -> Sharding:

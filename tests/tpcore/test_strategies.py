@@ -36,13 +36,13 @@ def value_of(space: StrategySpace, name: str) -> ir.Value:
 
 
 def chain_along(space: StrategySpace, name: str, dim: int) -> Chain:
-    """The only chain that splits dim `dim` of a value and no other dim of it."""
+    """The only chain that splits dim `dim` of a value, no other dim of it, and without overlap."""
     value = value_of(space, name)
-    found = [
-        chain
-        for chain in space.chains
-        if space.sharding(value, Placement("S", chain)).dims == (dim,)
-    ]
+    found = []
+    for chain in space.chains:
+        splits = space.sharding(value, Placement("S", chain)).splits
+        if [s.dim for s in splits] == [dim] and sum(splits[0].parts) == splits[0].whole:
+            found.append(chain)
     assert len(found) == 1, [str(chain) for chain in found]
     return found[0]
 
@@ -158,7 +158,11 @@ FUSED = """(float[2, 5, 6] x, int32[2] last, int32[1] total) => (float[2, 5, 6] 
 def test_a_packed_weight_of_fused_attention(ranks: int, text: str) -> None:
     """Queries, keys and values have different sizes, and kv heads overlap on eight ranks."""
     space = space_of(small_model(FUSED, w=weight(6, 64), wo=weight(32, 6)), ranks)
-    assert texts(space, chain_along(space, "k", 1), "w") == (text,)
+    fused = space.graph[1]
+    (split,) = [s for s in space.strategies(fused) if s.name != "replicated"]
+    chain = split.operands[0].chain
+    assert chain is not None
+    assert texts(space, chain, "w") == (text,)
 
 
 # --- uneven dims, squares -------------------------------------------------------------------------
@@ -198,7 +202,8 @@ def test_a_square_weight_under_a_residual_is_not_split_on_its_diagonal() -> None
 @pytest.mark.parametrize("ranks", [2, 3])
 def test_every_split_of_a_square_weight_is_right(ranks: int) -> None:
     model = small_model(RESIDUAL, w=weight(8, 8), v=weight(8, 8, seed=1))
-    for index in range(len(planned(model, ranks).space.strategies(planned(model, ranks).model.graph[0]))):
+    first = planned(model, ranks)
+    for index in range(len(first.space.strategies(first.model.graph[0]))):
         plan = planned(model, ranks)
         node = plan.model.graph[0]
         strategy = plan.space.strategies(node)[index]
@@ -209,10 +214,27 @@ def test_every_split_of_a_square_weight_is_right(ranks: int) -> None:
 
 def test_a_dim_that_is_both_operands_rows_is_split_in_both() -> None:
     """Two uses of one activation: the scores of x with itself are split on one side at a time."""
-    text = "(float[4, 8] x) => (float[4, 4] y) { h = MatMul(x, w) t = Transpose(h) y = MatMul(h, t) }"
+    text = """(float[4, 8] x) => (float[4, 4] y) {
+        h = MatMul(x, w)
+        t = Transpose(h)
+        y = MatMul(h, t)
+    }"""
     space = space_of(small_model(text, w=weight(8, 8)), 2)
     node = space.graph[2]
     assert "S(1) 0:4 4:8, S(0) 0:4 4:8 -> P(sum)" in strategy_texts(space, node)
+
+
+def test_a_sum_over_a_packed_dim_counts_nothing_twice() -> None:
+    """`x` is whole on every rank: a sum over what is made of `h` and `x` would add it twice."""
+    text = """(float[3, 6] x) => (float[3, 20] y) {
+        h = MatMul(x, w)
+        c = Concat <axis = 1> (h, x)
+        y = MatMul(c, v)
+    }"""
+    space = space_of(small_model(text, w=weight(6, 8), v=weight(14, 20)), 2)
+    concat, matmul = space.graph[1], space.graph[2]
+    assert "S(1) 0:4 4:8, R -> S(1) 0:4+8:14 4:14" in strategy_texts(space, concat)
+    assert not any(held.startswith("S(1)") for held in strategy_texts(space, matmul))
 
 
 # --- what is not split ----------------------------------------------------------------------------

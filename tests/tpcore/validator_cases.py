@@ -14,6 +14,7 @@ import numpy as np
 from tpcore.rules.elementwise import UNARY
 from tpcore.trial import Array, Case
 
+MICROSOFT = "com.microsoft"
 RANDOM = np.random.default_rng(7)
 
 
@@ -58,9 +59,7 @@ ATTRIBUTES: dict[str, dict[str, Any]] = {"Cast": {"to": 6}}  # to int32: not lin
 
 LOGICAL = ("And", "Or", "Xor")
 BITWISE = ("BitwiseAnd", "BitwiseOr", "BitwiseXor")
-FLOAT_PAIRS = (
-    "Add Sub Mul Div Max Min PRelu Greater GreaterOrEqual Less LessOrEqual Sum".split()
-)
+FLOAT_PAIRS = "Add Sub Mul Div Max Min PRelu Greater GreaterOrEqual Less LessOrEqual Sum".split()
 
 ELEMENTWISE = [
     *(Case(op, (DOMAINS.get(op, floats(5, 6)),), ATTRIBUTES.get(op, {})) for op in UNARY),
@@ -86,8 +85,8 @@ ELEMENTWISE = [
     Case("Clip", (floats(5, 6), floats(), above(1.0))),
     Case("Clip", (floats(5, 6), None, above(0.0))),
     Case("Cast", (floats(5, 6),), {"to": 11}),
-    *(Case(op, (floats(5, 6),), domain="com.microsoft") for op in ("Gelu", "FastGelu", "QuickGelu")),
-    *(Case(op, (floats(5, 6), floats(6)), domain="com.microsoft") for op in ("BiasGelu", "FastGelu")),
+    *(Case(op, (floats(5, 6),), domain=MICROSOFT) for op in ("Gelu", "FastGelu", "QuickGelu")),
+    *(Case(op, (floats(5, 6), floats(6)), domain=MICROSOFT) for op in ("BiasGelu", "FastGelu")),
 ]  # fmt: skip
 
 # --- contractions ---------------------------------------------------------------------------------
@@ -124,11 +123,12 @@ NORMS = [
     Case("RMSNormalization", (floats(4, 5, 6), floats(6))),
     Case("RMSNormalization", (floats(4, 5, 6), floats(5, 6)), {"axis": 1}),
     Case("SimplifiedLayerNormalization", (floats(4, 5, 6), floats(6)), {"axis": -1}),
-    *(Case(op, (floats(4, 5, 6), floats(4, 5, 6), floats(6)), {"epsilon": 1e-5},
-           domain="com.microsoft", outputs=outputs)
-      for op in ("SkipSimplifiedLayerNormalization", "SkipLayerNormalization") for outputs in (1, 4)),
-    Case("SkipLayerNormalization", (floats(4, 5, 6), floats(4, 5, 6), floats(6), floats(6), floats(6)),
-         {"epsilon": 1e-5}, domain="com.microsoft", outputs=4),
+    *(Case(op, (floats(4, 5, 6), floats(4, 5, 6), floats(6)), domain=MICROSOFT, outputs=outputs)
+      for op in ("SkipSimplifiedLayerNormalization", "SkipLayerNormalization")
+      for outputs in (1, 4)),
+    Case("SkipLayerNormalization",
+         (floats(4, 5, 6), floats(4, 5, 6), floats(6), floats(6), floats(6)),
+         {"epsilon": 1e-3}, domain=MICROSOFT, outputs=4),
     *(Case(op, (floats(4, 5, 6), const(-1)), {"keepdims": keep}, constants=(1,))
       for op in ("ReduceSum", "ReduceMean") for keep in (0, 1)),
     *(Case(op, (floats(4, 5, 6), const(0, 2)), {"keepdims": keep}, constants=(1,))
@@ -194,7 +194,7 @@ SHAPES = [
     Case("Split", (floats(5, 13), const(5, 8)), {"axis": -1}, outputs=2, constants=(1,)),
     Case("Split", (floats(12, 5),), {"num_outputs": 3}, outputs=3),
     Case("Split", (floats(5, 12),), {"axis": 1, "split": [8, 4]}, outputs=2, opset=11),
-    *(Case("Gather", (floats(8, 5), ints(-8, 8, 4)), {"axis": 0}) for _ in range(1)),
+    Case("Gather", (floats(8, 5), ints(-8, 8, 4)), {"axis": 0}),
     Case("Gather", (floats(7, 5), ints(0, 7, 2, 4))),
     Case("Gather", (floats(4, 8, 5), ints(-8, 8, 6)), {"axis": 1}),
     Case("Gather", (floats(5, 8), ints(0, 8, 6)), {"axis": -1}),
@@ -226,12 +226,14 @@ def grouped(heads: int, kv_heads: int, packed: bool, past: int = 3, rotary: int 
         "GroupQueryAttention",
         (*given, *cache, *lengths, *(positions(size) if rotary else ())),
         {"num_heads": heads, "kv_num_heads": kv_heads, "do_rotary": rotary},
-        domain="com.microsoft",
+        domain=MICROSOFT,
         outputs=3,
     )
 
 
-def attention(rank: int, heads: int, kv_heads: int, mask: tuple[int, ...] = (), past: int = 0) -> Case:
+def attention(
+    rank: int, heads: int, kv_heads: int, mask: tuple[int, ...] = (), past: int = 0
+) -> Case:
     """Attention with head sizes 4 (q, k) and 3 (v), batch 2, three queries."""
 
     def heads_of(count: int, size: int, length: int = 3) -> Array:
@@ -260,7 +262,8 @@ def rotary(shape: tuple[int, ...], domain: str, **attributes: int) -> Case:
 
 
 ATTENTION = [
-    *(grouped(heads, kv, packed) for heads, kv in ((8, 4), (4, 1), (6, 6)) for packed in (False, True)),
+    *(grouped(heads, kv_heads, packed)
+      for heads, kv_heads in ((8, 4), (4, 1), (6, 6)) for packed in (False, True)),
     grouped(8, 4, packed=True, past=0),
     grouped(8, 4, packed=True, rotary=1),
     grouped(8, 4, packed=False, rotary=1),
@@ -274,9 +277,9 @@ ATTENTION = [
     replace(attention(4, 8, 4), attributes={"is_causal": 1}),
     rotary((2, 5, 3, 4), ""),
     rotary((2, 3, 20), "", num_heads=5),
-    rotary((2, 5, 3, 4), "com.microsoft"),
-    rotary((2, 3, 20), "com.microsoft", num_heads=5, interleaved=1),
-    rotary((2, 3, 20), "com.microsoft"),
+    rotary((2, 5, 3, 4), MICROSOFT),
+    rotary((2, 3, 20), MICROSOFT, num_heads=5, interleaved=1),
+    rotary((2, 3, 20), MICROSOFT),
 ]  # fmt: skip
 
 CASES: list[Case] = [*ELEMENTWISE, *CONTRACTIONS, *NORMS, *SHAPES, *ATTENTION]
