@@ -37,8 +37,8 @@ GIVEN = "given-at-load"
 
 _C = ort.capi._pybind_state
 _CPU = ort.OrtDevice.make("cpu", 0)._get_c_device()
-_QUIET = 3
-"""onnxruntime's log level 'error'."""
+_QUIET = 4
+"""onnxruntime's log level 'fatal': errors come as exceptions, once."""
 _CARRIERS = {1: np.uint8, 2: np.uint16}
 """What types that numpy lacks (bfloat16, float8) are passed as, by size in bytes."""
 

@@ -13,7 +13,7 @@ Invariants:
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
 
@@ -21,6 +21,8 @@ import onnx_ir as ir
 
 from graph.dialect import DOMAIN, Collective, is_collective, parse_node, tag_of
 from graph.errors import GraphError
+
+from .scope import is_constant, nodes_inside, operands
 
 MAX_IR_VERSION = 13
 """The newest IR version that onnxruntime 1.31 and 1.32 load."""
@@ -90,7 +92,7 @@ def collectives_of(model: ir.Model) -> list[ir.Node]:
                 "Tags number the collectives of a graph. Write the bundle again."
             )
     for node in model.graph:
-        for inner in _nodes_inside(node):
+        for inner in nodes_inside(node):
             if is_collective(inner):
                 raise GraphError(
                     f"collective '{inner.name}' stands inside a subgraph of node '{node.name}' "
@@ -143,7 +145,7 @@ class _Cutter:
             if node in position:
                 _check_order(node, position[node], level, collectives)
                 level = position[node] + 1
-            elif not _is_constant(node):
+            elif not is_constant(node):
                 groups[level].append(node)
             for output in node.outputs:
                 self.level[output] = level
@@ -181,7 +183,7 @@ class _Cutter:
     ) -> Segment:
         inside = {output for node in nodes for output in node.outputs}
         read = dict.fromkeys(v for n in nodes for v in operands(n) if v not in inside)
-        constants = list(dict.fromkeys(p for v in read if (p := v.producer()) and _is_constant(p)))
+        constants = list(dict.fromkeys(p for v in read if (p := v.producer()) and is_constant(p)))
         weights = [value for value in read if self._is_weight(value)]
         inputs = [value for value in read if not self._is_const(value)]
         outputs = [v for n in nodes for v in n.outputs if v.name and needed.get(v, 0) > level]
@@ -215,45 +217,7 @@ class _Cutter:
 
     def _is_const(self, value: ir.Value) -> bool:
         producer = value.producer()
-        return self._is_weight(value) or (producer is not None and _is_constant(producer))
-
-
-def operands(node: ir.Node) -> Iterator[ir.Value]:
-    """Values that a node reads, those that its subgraphs capture included."""
-    yield from (value for value in node.inputs if value is not None)
-    if any(attribute.type in _GRAPH_TYPES for attribute in node.attributes.values()):
-        yield from _captured(node)
-
-
-_GRAPH_TYPES = (ir.AttributeType.GRAPH, ir.AttributeType.GRAPHS)
-
-
-def _graphs_inside(node: ir.Node) -> Iterator[ir.Graph]:
-    for attribute in node.attributes.values():
-        if attribute.type == ir.AttributeType.GRAPH:
-            yield attribute.as_graph()
-        elif attribute.type == ir.AttributeType.GRAPHS:
-            yield from attribute.as_graphs()
-
-
-def _nodes_inside(node: ir.Node) -> Iterator[ir.Node]:
-    for graph in _graphs_inside(node):
-        for inner in graph:
-            yield inner
-            yield from _nodes_inside(inner)
-
-
-def _captured(node: ir.Node) -> Iterator[ir.Value]:
-    for graph in _graphs_inside(node):
-        defined = {*graph.inputs, *graph.initializers.values()}
-        for inner in graph:
-            yield from (value for value in operands(inner) if value not in defined)
-            defined.update(inner.outputs)
-        yield from (value for value in graph.outputs if value not in defined)
-
-
-def _is_constant(node: ir.Node) -> bool:
-    return node.op_type == "Constant" and node.domain in ("", "ai.onnx")
+        return self._is_weight(value) or (producer is not None and is_constant(producer))
 
 
 def _name(value: ir.Value) -> str:

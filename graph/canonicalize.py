@@ -17,7 +17,8 @@ import numpy as np
 import onnx_ir as ir
 import onnx_ir.passes.common as common
 
-from graph.shapes import Shapes, infer_shapes
+from graph.infer import infer_shapes
+from graph.shapes import Shapes
 from graph.weights import transposed
 
 SMALL_BYTES = 4096

@@ -11,10 +11,11 @@ import numpy as np
 import onnx_ir as ir
 
 from graph.dims import bind
+from graph.infer import infer_shapes
 from graph.interpret import interpret
 from graph.layout import Layout, box_of, take_box
 from graph.mesh import Mesh
-from graph.shapes import Shapes, infer_shapes
+from graph.shapes import Shapes
 from tpcore.atoms import Atom, Item
 from tpcore.factors import solve_factors
 from tpcore.insert_reshards import ShardedGraph, insert_reshards

@@ -94,7 +94,8 @@ def compare(name: str, got: np.ndarray, want: np.ndarray) -> Difference:
     finite = np.abs(b[np.isfinite(b)])
     scale = float(finite.max()) if finite.size else 0.0
     relative = largest / scale if scale else largest
-    return Difference(name, relative <= tolerance, largest, relative, tolerance)
+    equal = relative <= tolerance if tolerance else bool((got == want).all())
+    return Difference(name, equal, largest, relative, tolerance)
 
 
 def verify(

@@ -54,7 +54,9 @@ def test_every_type_passes_between_segments(dtype: type) -> None:
     x = maker.input("x", ("n",))
     total = maker.collective(AllReduce("tp", "max"), maker.op("Identity", x), "reduce")
     models = [maker.model([maker.op("Identity", total, name="y")])] * 2
-    given = [{"x": np.array([rank, 1 - rank, 1]).astype(dtype)} for rank in range(2)]
+    given: list[dict[str, np.ndarray]] = [
+        {"x": np.array([rank, 1 - rank, 1]).astype(dtype)} for rank in range(2)
+    ]
     for result in run_lockstep(models, given, OrtExecutor()):
         assert result["y"].dtype == dtype
         assert result["y"].astype(np.float32).tolist() == [1, 1, 1]

@@ -7,7 +7,7 @@ import onnx_ir as ir
 import pytest
 
 from graph.dialect import AllReduce, make_node
-from graph.shapes import infer_shapes
+from graph.infer import infer_shapes
 from graph.text import DTYPES, MAX_SHOWN, describe_type, graph_text
 from tests.graph.small import small_model, weight
 

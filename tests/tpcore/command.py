@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -57,8 +57,13 @@ def tpcore_here(capfd: pytest.CaptureFixture[str], *argv: object) -> Done:
 
 def environment(**more: str) -> dict[str, str]:
     """The environment of a process that finds this tpcore, installed or not."""
-    paths = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
-    return {**os.environ, "PYTHONPATH": paths, **more}
+    return {**os.environ, "PYTHONPATH": python_path(), **more}
+
+
+def python_path() -> str:
+    """Where modules are looked for, this tpcore first, no part of it relative."""
+    given = os.environ.get("PYTHONPATH", "").split(os.pathsep)
+    return os.pathsep.join([str(ROOT), *(os.path.abspath(path) for path in given if path)])
 
 
 def command(*argv: object, ranks: int = 0) -> list[str]:
@@ -84,22 +89,19 @@ def tpcore(*argv: object, ranks: int = 0, cwd: Path | None = None) -> Done:
 
 
 @contextmanager
-def on_one_core() -> Iterator[None]:
-    """Let this process and those it starts use one core, and so one thread per rank."""
+def on_cores(count: int) -> Iterator[None]:
+    """Let this process and those it starts use so many cores, or all where there are fewer."""
     cores = os.sched_getaffinity(0)
-    os.sched_setaffinity(0, {min(cores)})
+    os.sched_setaffinity(0, set(sorted(cores)[:count]))
     try:
         yield
     finally:
         os.sched_setaffinity(0, cores)
 
 
-def save(model: ir.Model, path: Path, *, data: bool = True) -> Path:
-    """Write a model, its weights beside it in `path`.data."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    ir.save(
-        model, path, external_data=f"{path.name}.data" if data else None, size_threshold_bytes=0
-    )
+def save(model: ir.Model, path: Path) -> Path:
+    """Write a model; all but its smallest weights lie beside it in `path`.data."""
+    ir.save(model, path, external_data=f"{path.name}.data", size_threshold_bytes=33)
     return path
 
 
@@ -128,8 +130,3 @@ def flip_byte(path: Path, at: float = 0.5) -> None:
     contents = bytearray(path.read_bytes())
     contents[int(at * len(contents))] ^= 1
     path.write_bytes(contents)
-
-
-def texts(items: Sequence[object]) -> str:
-    """Items as one text, for searching in."""
-    return " ".join(map(str, items))

@@ -100,6 +100,25 @@ MODELS: dict[str, ir.Model] = {
         pos=weight(3, 8),
         **shapes_of(s=[2, 3, 8], ax=[0]),
     ),
+    "reshapes that cross": small_model(
+        """(float[3, 8] x) => (float[3, 8] y) {
+            h = MatMul(x, w) a = Reshape(h, s46) b = Relu(a) c = Reshape(b, s24)
+            d = Reshape(h, s64) e = Abs(d) f = Reshape(e, s24) z = Add(c, f) y = MatMul(z, v)
+        }""",
+        w=weight(8, 24),
+        v=weight(24, 8),
+        **shapes_of(s46=[3, 4, 6], s64=[3, 6, 4], s24=[3, 24]),
+    ),
+    "packed borders that cross": small_model(
+        """(float[3, 8] x) => (float[3, 8] y) {
+            h = MatMul(x, w) a, b = Split <axis = 1> (h, uneven) c, d = Split <axis = 1> (h, even)
+            e = Concat <axis = 1> (b, a) f = Concat <axis = 1> (d, c) z = Mul(e, f)
+            y = MatMul(z, v)
+        }""",
+        w=weight(8, 24),
+        v=weight(24, 8),
+        **shapes_of(uneven=[8, 16], even=[12, 12]),
+    ),
     "shape of a split value": small_model(
         """(float[2, 3, 8] x) => (float[2, 3, 8] y) {
             h = MatMul(x, w) s = Shape(h) r = Reshape(h, sp) t = Relu(r)

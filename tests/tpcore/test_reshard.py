@@ -13,10 +13,10 @@ import pytest
 from graph.dialect import is_collective
 from graph.dims import symbol
 from graph.errors import VerifyError
+from graph.infer import infer_shapes
 from graph.interpret import interpret
 from graph.layout import Layout, box_of, take_box
 from graph.mesh import Mesh
-from graph.shapes import infer_shapes
 from tests.graph.small import Array, small_model
 from tpcore.atoms import Atom, normal
 from tpcore.insert_reshards import ShardedGraph, insert_reshards
@@ -227,6 +227,16 @@ def test_readers_that_differ_from_the_hub(ranks: int) -> None:
     sharded = simplify(legalize(sharded))
     assert sorted(collectives(sharded)) == ["AllGather", "AllToAll", "ReduceScatter"]
     whole, results = run(sharded, table["P"], ranks)
+    assert_held([result["y"] for result in results], np.abs(whole), reads[0])
+    assert_held([result["z"] for result in results], -whole, reads[1])
+
+
+def test_slices_of_one_value_that_differ_are_both_kept() -> None:
+    table = shardings(2)
+    reads = [table["S(0) even"], table["S(1) packed"]]
+    sharded = simplify(legalize(sharded_graph(TWO_READERS, 2, WHOLE, WHOLE, reads)))
+    assert [n.op_type for n in sharded.model.graph].count("LocalSlice") == 2
+    whole, results = run(sharded, WHOLE, 2)
     assert_held([result["y"] for result in results], np.abs(whole), reads[0])
     assert_held([result["z"] for result in results], -whole, reads[1])
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from graph.shapes import Context, infer_shapes
+from graph.infer import infer_shapes
+from graph.shapes import Context
 from tests.tpcore.validator_cases import attention, const, floats, grouped, ints, rotary
 from tpcore.ops import OPS
 from tpcore.rule import RuleSyntaxError, factors_of, parse

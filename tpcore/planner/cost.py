@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 
 import onnx_ir as ir
 
-from graph.dims import bind, product
+from graph.dims import Expr, bind, product
 from graph.shapes import Shapes
 from tpcore.factors import NodeFactors
 from tpcore.reshard import ReshardKind, reshard_kind
@@ -50,6 +50,8 @@ SHARED_MEMORY_CPU = Topology(
 )
 """Two ranks on one server, one core each: measured there, as order of magnitude."""
 
+STATE_POSITIONS = 1024
+"""Positions that a KV cache of unknown length is priced for."""
 MATRIX_PRICE_COLLECTIVES = 4
 """Holding the average weight matrix on every rank is priced as this many collectives.
 
@@ -119,7 +121,15 @@ class CostModel:
 
     def holding_seconds(self, value: ir.Value, sharding: Sharding) -> float:
         """Price of holding a weight or a state as given."""
-        return self.price_per_byte * self.value_bytes(value) * sharding.largest_fraction
+        held = self.value_bytes(value) * sharding.largest_fraction
+        if value.const_value is None and self._is_unbound(value):
+            held *= STATE_POSITIONS
+        return self.price_per_byte * held
+
+    def _is_unbound(self, value: ir.Value) -> bool:
+        """Whether a symbolic dim of the value has no size given, so that it counts as 1."""
+        dims = (size for size in self.shapes.dims.get(value, ()) if isinstance(size, Expr))
+        return any(not size.symbols <= self.sizes.keys() for size in dims)
 
 
 def default_price(graph: ir.Graph, topology: Topology) -> float:

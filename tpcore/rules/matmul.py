@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from graph.shapes import Context, broadcast
+from graph.shape_rules import broadcast
+from graph.shapes import Context
 from tpcore.rule import Rule
 from tpcore.rules.spec import OpSpec, broadcast_text, make, names, ones_as_1
 

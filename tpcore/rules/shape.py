@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from graph.dims import Dim, Dims, divide
-from graph.shapes import Context, slice_bounds
+from graph.shape_rules import slice_bounds
+from graph.shapes import Context
 from tpcore import localizers
 from tpcore.rule import Rule
 from tpcore.rules.spec import (

@@ -1,0 +1,47 @@
+"""What a node reads and holds once its subgraphs are counted in."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import onnx_ir as ir
+
+
+def operands(node: ir.Node) -> Iterator[ir.Value]:
+    """Values that a node reads, those that its subgraphs capture included."""
+    yield from (value for value in node.inputs if value is not None)
+    if any(attribute.type in _GRAPH_TYPES for attribute in node.attributes.values()):
+        yield from _captured(node)
+
+
+_GRAPH_TYPES = (ir.AttributeType.GRAPH, ir.AttributeType.GRAPHS)
+
+
+def _graphs_inside(node: ir.Node) -> Iterator[ir.Graph]:
+    for attribute in node.attributes.values():
+        if attribute.type == ir.AttributeType.GRAPH:
+            yield attribute.as_graph()
+        elif attribute.type == ir.AttributeType.GRAPHS:
+            yield from attribute.as_graphs()
+
+
+def nodes_inside(node: ir.Node) -> Iterator[ir.Node]:
+    """The nodes of all subgraphs of a node, however deep."""
+    for graph in _graphs_inside(node):
+        for inner in graph:
+            yield inner
+            yield from nodes_inside(inner)
+
+
+def _captured(node: ir.Node) -> Iterator[ir.Value]:
+    for graph in _graphs_inside(node):
+        defined = {*graph.inputs, *graph.initializers.values()}
+        for inner in graph:
+            yield from (value for value in operands(inner) if value not in defined)
+            defined.update(inner.outputs)
+        yield from (value for value in graph.outputs if value not in defined)
+
+
+def is_constant(node: ir.Node) -> bool:
+    """Whether a node is ONNX's Constant."""
+    return node.op_type == "Constant" and node.domain in ("", "ai.onnx")

@@ -1,0 +1,186 @@
+"""Verification: equal is equal, a wrong bundle is found and its first wrong value named."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+import pytest
+
+from graph.weights import ShardTensor
+from tests.models import GENAI, model_inputs, model_path
+from tests.tpcore.command import save, save_arrays, tpcore_here
+from tests.tpcore.small_models import INPUTS, decoder, mlp
+from tpcore.bundle import open_bundle, write_bundle
+from tpcore.partition import Options
+from tpcore.shard import Split, shard, split_model
+from tpcore.verify import Difference, Verification, compare, verify
+
+Break = Callable[[list[ir.Model]], None]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    made = tmp_path_factory.mktemp("verify")
+    for name, model in {"mlp": mlp(), "decoder": decoder()}.items():
+        save(model, made / f"{name}.onnx")
+        save_arrays(made / f"{name}.npz", INPUTS[name])
+    return made
+
+
+def write(split: Split, model: Path, path: Path) -> Path:
+    """Write a bundle whose digests are right, whatever its graphs compute."""
+    plan = split.sharded.plan.to_json()
+    return write_bundle(path, split.ranks, manifest=split.manifest(model), plan=plan)
+
+
+def wrong_slice(name: str) -> Break:
+    """Rank 1 holds the slice of rank 0."""
+
+    def break_it(ranks: list[ir.Model]) -> None:
+        first, second = (model.graph.initializers[name] for model in ranks)
+        assert isinstance(first.const_value, ShardTensor)
+        second.const_value = first.const_value
+
+    return break_it
+
+
+def wrong_reduction(ranks: list[ir.Model]) -> None:
+    """All ranks take the largest part in place of the sum."""
+    for model in ranks:
+        for node in model.graph:
+            if node.op_type == "AllReduce":
+                node.attributes["reduce"] = ir.AttrString("reduce", "max")
+
+
+BROKEN = [
+    ("mlp", wrong_slice("w1"), "up/MatMul_0_out", "MatMul"),
+    ("mlp", wrong_slice("b1"), "h", "Add"),
+    ("mlp", wrong_slice("w2"), "down/MatMul_0_out", "MatMul"),
+    ("mlp", wrong_reduction, "y", "Add"),
+    ("decoder", wrong_slice("w_gate"), "gate", "MatMul"),
+    ("decoder", wrong_slice("w_o"), "o", "MatMul"),
+]
+
+
+@pytest.mark.parametrize(("model", "break_it", "value", "op"), BROKEN)
+def test_a_wrong_bundle_is_found_and_its_first_wrong_value_named(
+    model: str,
+    break_it: Break,
+    value: str,
+    op: str,
+    folder: Path,
+    tmp_path: Path,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    path = folder / f"{model}.onnx"
+    split = split_model(path, Options(2))
+    break_it(list(split.ranks))
+    bundle = write(split, path, tmp_path / "b")
+    request = ["verify", bundle, "--against", path, "--inputs", folder / f"{model}.npz"]
+    done = tpcore_here(capfd, *request, "--json")
+    assert (done.status, done.err) == (1, "")
+    seen = json.loads(done.out)
+    assert seen["equal"] is False and seen["max_rel_diff"] > 0.01
+    found = seen["first_divergence"]
+    assert (found["value"], found["op"], found["equal"]) == (value, op, False)
+    assert found["max_abs_diff"] > 1e-3
+    told = tpcore_here(capfd, *request)
+    assert told.status == 1 and told.err == ""
+    assert "WRONG" in told.out and f"first wrong value: '{value}' of node '" in told.out
+
+
+def test_a_right_bundle_is_equal(folder: Path, tmp_path: Path) -> None:
+    for model in ("mlp", "decoder"):
+        path = folder / f"{model}.onnx"
+        result = verify(
+            open_bundle(write(split_model(path, Options(2)), path, tmp_path / model)), path
+        )
+        assert result.equal and result.first_divergence is None
+        assert all(0 <= output.max_rel_diff <= 1e-5 for output in result.outputs)
+
+
+def test_sharded_states_are_compared_whole(tmp_path: Path) -> None:
+    """The cache goes in whole, is cut, comes out in parts and is joined."""
+    path = model_path(GENAI)
+    bundle = shard(path, tmp_path / "b", Options(2))
+    result = verify(bundle, path, model_inputs(GENAI, "decode"))
+    names = [output.name for output in result.outputs]
+    assert result.equal and "logits" in names and "present.1.value" in names
+
+
+def test_verify_checks_every_byte_first(folder: Path, tmp_path: Path) -> None:
+    """Opening a bundle checks sizes only; verify reads all files and compares their sha256."""
+    path = folder / "mlp.onnx"
+    bundle = write(split_model(path, Options(2)), path, tmp_path / "b")
+    opened = open_bundle(bundle)
+    weights = bundle / "rank-00001" / "model.safetensors"
+    contents = bytearray(weights.read_bytes())
+    contents[0] ^= 1
+    weights.write_bytes(contents)
+    with pytest.raises(Exception, match="rank-00001/model.safetensors has sha256"):
+        verify(opened, path)
+
+
+NAN, INF = math.nan, math.inf
+
+
+@pytest.mark.parametrize(
+    ("got", "want", "equal", "largest"),
+    [
+        ([1.0, 2], [1.0, 2], True, 0),
+        ([1.0, 2 + 1e-5], [1.0, 2], True, 1e-5),
+        ([1.0, 2.001], [1.0, 2], False, 1e-3),
+        ([1e-5, 100], [0, 100], True, 1e-5),
+        ([0, 0], [0, 0], True, 0),
+        ([1e-3, 0], [0, 0], False, 1e-3),
+        ([NAN, 1], [NAN, 1], True, 0),
+        ([NAN, 1], [0, 1], False, INF),
+        ([0, 1], [NAN, 1], False, INF),
+        ([INF, 1], [INF, 1], True, 0),
+        ([INF, 1], [-INF, 1], False, INF),
+        ([1, 1], [INF, 1], False, INF),
+        ([INF, 1], [1, 1], False, INF),
+        ([NAN, NAN], [NAN, NAN], True, 0),
+        ([-INF, -INF], [-INF, 0], False, INF),
+        ([], [], True, 0),
+        ([1, 2], [1, 2, 3], False, INF),
+    ],
+)
+def test_compare_floats(got: Any, want: Any, equal: bool, largest: float) -> None:
+    found = compare("y", np.array(got, np.float32), np.array(want, np.float32))
+    assert found.equal is equal and not math.isnan(found.max_rel_diff)
+    assert found.max_abs_diff == pytest.approx(largest, rel=0.05)
+
+
+@pytest.mark.parametrize(
+    ("got", "want", "equal"),
+    [
+        (np.array([1, 2]), np.array([1, 2]), True),
+        (np.array([1, 2]), np.array([1, 3]), False),
+        (np.array([2**62]), np.array([2**62 + 1]), False),
+        (np.array([True]), np.array([False]), False),
+        (np.array([1], np.int32), np.array([1], np.int64), False),
+        (np.zeros(3, np.float16), np.full(3, 1e-2, np.float16), False),
+    ],
+)
+def test_compare_other_types(got: np.ndarray, want: np.ndarray, equal: bool) -> None:
+    assert compare("y", got, want).equal is equal
+
+
+def test_json_has_no_infinity() -> None:
+    wrong = Difference("y", False, INF, INF, 1e-4)
+    right = Difference("z", True, 1e-6, 1e-7, 1e-4)
+    place = {"value": "h", "op": "Add", "node": "n", "max_abs_diff": INF, "equal": False}
+    seen = Verification([wrong, right], place).to_json()
+    json.dumps(seen, allow_nan=False)
+    assert seen["equal"] is False and seen["max_abs_diff"] is None
+    assert seen["outputs"]["y"]["max_rel_diff"] is None
+    assert seen["outputs"]["z"]["max_abs_diff"] == 1e-6
+    assert seen["first_divergence"]["max_abs_diff"] is None
+    assert Verification([right], None).to_json()["first_divergence"] is None
