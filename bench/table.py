@@ -19,11 +19,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from tests.models import MODELS, Inputs, model_cases, model_inputs, model_path
 from tpcore.partition import Options
-from tpcore.run import read_npz
+from tpcore.run import read_npz, write_npz
 from tpcore.shard import Split, shard, split_model
 from tpcore.verify import Difference, compare, reference, run_ranks
 
@@ -96,7 +94,7 @@ def _run_on_mpi(path: Path, ranks: int, cases: Sequence[Inputs]) -> list[Inputs]
         bundle, given, made = (Path(scratch, name) for name in ("bundle", "x.npz", "y.npz"))
         shard(path, bundle, Options(ranks))
         for inputs in cases:
-            np.savez(given, **inputs)
+            write_npz(given, inputs)
             command = [sys.executable, "-m", "tpcore", "run", str(bundle), "--backend", "cpu"]
             command += ["--inputs", str(given), "--outputs", str(made)]
             subprocess.run(

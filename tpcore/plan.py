@@ -87,7 +87,7 @@ def make_plan(
     elif preset != "auto":
         pins = read_pins(Path(preset), ranks)
     price = default_price(model.graph, topology)
-    cost = CostModel(topology, shapes, ranks, dict(sizes or {}), price)
+    cost = CostModel(topology, shapes, ranks, {**shapes.equal, **(sizes or {})}, price)
     choices = choose(space, cost, pins)
     names = {value: value.name or "" for value in choices.hub}
     return Plan(Mesh.of(tp=ranks), model, shapes, space, choices, dict(sizes or {}), pins, names)

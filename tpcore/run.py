@@ -116,9 +116,11 @@ def _run_model(
         monitor=ranks.monitor,
     )
     results = program.run(parts)
-    return {
+    outputs = {
         name: _gathered(ranks, shardings.get(name, "R"), array) for name, array in results.items()
     }
+    ranks.communicator.exchange(b"")  # outputs count only if no rank fails behind the last exchange
+    return outputs
 
 
 def _gathered(ranks: job.Job, text: str, array: np.ndarray) -> np.ndarray:

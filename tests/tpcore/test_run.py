@@ -65,7 +65,8 @@ def test_every_way_to_run_gives_the_same_bits(
     with on_cores(ranks):
         ours = outputs(here, bundle, "--backend", "cpu")
         assert outputs(tpcore, bundle, "--backend", "cpu", ranks=ranks) == ours
-        assert outputs(here, path, "--tp", ranks, "--backend", "cpu") == ours
+        if ranks == 2 or model == GENAI:  # each rank splits the model by itself, which takes time
+            assert outputs(here, path, "--tp", ranks, "--backend", "cpu") == ours
         with on_cores(1):
             assert outputs(here, bundle, "--backend", "simulate") == ours
     check_equal(load_arrays(tmp_path / "y.npz"), run_reference(path, inputs))
