@@ -26,17 +26,15 @@ from graph.errors import TpcoreError
 from tests.families import (
     FAMILIES,
     TABLE,
-    Inputs,
     family_cases,
     family_inputs,
     family_path,
     make_families,
 )
+from tests.models import Inputs
 from tpcore.verify import reference
 
 RANKS = (2, 3, 4, 8)
-INT4_TOLERANCE = 1e-3
-"""Of the output's scale: the unsplit model rounds its activations too."""
 MIN_SPLIT = 0.9
 MAX_LARGEST = {2: 1.15, 4: 1.15}
 MAX_LARGEST_ELSE = 1.35
@@ -76,9 +74,8 @@ def results(families: Sequence[str], ranks: Sequence[int]) -> Iterator[tuple[Row
 def _result(
     family: str, path: Path, ranks: int, cases: Sequence[Inputs], expected: Sequence[Inputs]
 ) -> tuple[Row | Failure, str]:
-    tolerance = INT4_TOLERANCE if TABLE[family].exporter == "int4" else None
     try:
-        row, split = simulated_row(family, path, ranks, cases, expected, tolerance)
+        row, split = simulated_row(family, path, ranks, cases, expected, TABLE[family].tolerance)
         return row, "" if row.equal else divergence_text(split, path, cases[0])
     except Exception as error:  # whatever stops one family must not hide the others
         return Failure(family, ranks, _one_line(error)), ""

@@ -1,4 +1,4 @@
-"""The torch models of tests/families.py, untrained; small sizes, and the forms each is known for."""
+"""The torch models of tests/families.py, untrained: small, each with what it is known for."""
 
 from __future__ import annotations
 
@@ -34,6 +34,19 @@ def llama() -> nn.Module:
     return hf.LlamaForCausalLM(_config(hf.LlamaConfig, num_key_value_heads=4))
 
 
+def bert() -> nn.Module:
+    """A masked language model."""
+    return hf.BertForMaskedLM(_config(hf.BertConfig, intermediate_size=512))
+
+
+def gpt2() -> nn.Module:
+    """Packed q|k|v."""
+    config = hf.GPT2Config(
+        vocab_size=VOCABULARY, n_embd=HIDDEN, n_layer=LAYERS, n_head=8, n_positions=POSITIONS
+    )
+    return hf.GPT2LMHeadModel(config)
+
+
 def qwen2(head_size: int = 8) -> nn.Module:
     """14 query heads, 2 kv heads, biased q, k and v."""
     sizes = {"hidden_size": 14 * head_size, "intermediate_size": 304}
@@ -59,9 +72,43 @@ def mixtral() -> nn.Module:
     return hf.MixtralForCausalLM(config)
 
 
+def gpt_oss() -> nn.Module:
+    """Experts with biases and interleaved gate and up, a sink per head."""
+    config = _config(
+        hf.GptOssConfig,
+        intermediate_size=96,
+        num_key_value_heads=4,
+        head_dim=16,
+        num_local_experts=4,
+        num_experts_per_tok=2,
+        sliding_window=4,
+    )
+    return hf.GptOssForCausalLM(config)
+
+
+def lfm2_moe() -> nn.Module:
+    """A gated causal convolution in one layer, attention in the other, experts in both."""
+    config = _config(
+        hf.Lfm2MoeConfig,
+        moe_intermediate_size=96,
+        num_key_value_heads=4,
+        num_experts=4,
+        num_experts_per_tok=2,
+        num_dense_layers=0,
+        layer_types=["conv", "full_attention"],
+    )
+    return hf.Lfm2MoeForCausalLM(config)
+
+
 def phi3() -> nn.Module:
     """Packed q|k|v and packed gate|up."""
-    return hf.Phi3ForCausalLM(_config(hf.Phi3Config, num_key_value_heads=4, pad_token_id=0))
+    config = _config(
+        hf.Phi3Config,
+        num_key_value_heads=4,
+        pad_token_id=0,
+        original_max_position_embeddings=POSITIONS,
+    )
+    return hf.Phi3ForCausalLM(config)
 
 
 def gemma() -> nn.Module:
@@ -274,7 +321,9 @@ def resnet() -> nn.Module:
 
 def convnext() -> nn.Module:
     """Depthwise convolutions of 7 × 7, norms over channels, layer scale."""
-    config = hf.ConvNextConfig(hidden_sizes=[32, 64], depths=[2, 2], num_stages=2, num_labels=LABELS)
+    config = hf.ConvNextConfig(
+        hidden_sizes=[32, 64], depths=[2, 2], num_stages=2, num_labels=LABELS
+    )
     return hf.ConvNextForImageClassification(config)
 
 
@@ -393,9 +442,13 @@ class UNet(nn.Module):
 
 BUILDERS: dict[str, Callable[[], nn.Module]] = {
     "llama": llama,
+    "bert": bert,
+    "gpt2": gpt2,
     "qwen2": qwen2,
     "qwen3": qwen3,
     "mixtral": mixtral,
+    "gpt-oss": gpt_oss,
+    "lfm2-moe": lfm2_moe,
     "phi3": phi3,
     "gemma": gemma,
     "gemma2": gemma2,

@@ -114,8 +114,14 @@ def _reason(plan: Plan, value: ir.Value) -> str:
         if bound is None:
             return f"op {node.op_type} of node '{node.name}' has shapes that are not known"
         if all(s.operands[index] == REPLICATE for s in plan.choices.strategies[node]):
-            return f"op {node.op_type} needs it whole, or in fewer parts than {plan.mesh.size}"
+            return _too_small(value, plan.mesh.size) or f"op {node.op_type} needs it whole"
     return "splitting it costs more exchange than the memory it saves is worth"
+
+
+def _too_small(value: ir.Value, ranks: int) -> str | None:
+    tensor = value.const_value
+    largest = max(tensor.shape.numpy(), default=1) if tensor is not None else ranks
+    return f"none of its dims has {ranks} parts" if largest < ranks else None
 
 
 # --- for people -----------------------------------------------------------------------------------

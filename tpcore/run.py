@@ -7,6 +7,7 @@ import sys
 import zipfile
 import zlib
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -14,11 +15,11 @@ import onnx_ir as ir
 
 from backends import job
 from backends.base import Backend
-from backends.handshake import RankInfo, collective_sequence, handshake
+from backends.handshake import RankInfo, collective_sequence, prepare_together
 from backends.launch import launch
 from backends.placement import detect_environment, threads_per_rank
 from backends.run import Lockstep, RankProgram
-from graph.errors import BundleError, ExecutionError, PlanError, TpcoreError
+from graph.errors import BundleError, ExecutionError, PlanError, VerifyError
 from tpcore.distribute import cut_inputs, read_held
 from tpcore.inputs import check_sizes, make_inputs, violations
 from tpcore.target import Target
@@ -70,6 +71,15 @@ def run_here(target: Target, backend: Backend, inputs: Arrays) -> dict[str, np.n
     }
 
 
+@dataclass(frozen=True)
+class Prepared:
+    """What a rank holds before the first step; no graph where the number of ranks is wrong."""
+
+    target: Target
+    model: ir.Model | None
+    parts: Arrays
+
+
 def run_as_rank(
     opened: OpenTarget,
     backend: Backend,
@@ -82,23 +92,20 @@ def run_as_rank(
     rank waits for it.
     """
     ranks = job.join(timeout_seconds)
-    info, model, parts = RankInfo(world_size=ranks.size), None, {}
-    try:
+
+    def prepare() -> tuple[Prepared, RankInfo, list[str]]:
         target = opened()
         info = RankInfo(target.id, target.format, target.world_size)
-        if target.world_size == ranks.size:
-            model = target.load_rank(ranks.rank)
-            parts = cut_inputs(inputs(target), target.shardings, ranks.rank)
-    except TpcoreError as error:
-        info = RankInfo(world_size=ranks.size, error=str(error), error_status=error.exit_status)
-    sequence = collective_sequence(model) if model is not None else []
-    handshake(ranks.communicator, info, sequence)
-    if model is None:
-        raise BundleError(
-            f"'{info.bundle}' is for {info.world_size} ranks but {ranks.size} were started. "
-            f"Start {info.world_size} ranks, or split the model again with --tp {ranks.size}."
-        )
-    return _run_model(model, backend, ranks, parts, target.shardings)
+        if target.world_size != ranks.size:
+            return Prepared(target, None, {}), info, []  # what all ranks agree on is then refused
+        model = target.load_rank(ranks.rank)
+        parts = cut_inputs(inputs(target), target.shardings, ranks.rank)
+        return Prepared(target, model, parts), info, collective_sequence(model)
+
+    made = prepare_together(ranks.communicator, prepare)
+    if made.model is None:
+        raise VerifyError(f"'{made.target.name}' passed the handshake with {ranks.size} ranks.")
+    return _run_model(made.model, backend, ranks, made.parts, made.target.shardings)
 
 
 def _run_model(
