@@ -23,14 +23,8 @@ from typing import Any
 
 from bench.rows import HEADER, Row, divergence_text, simulated_row
 from graph.errors import TpcoreError
-from tests.families import (
-    FAMILIES,
-    TABLE,
-    family_cases,
-    family_inputs,
-    family_path,
-    make_families,
-)
+from tests.families import family_cases, family_inputs, family_path, make_families
+from tests.family_table import FAMILIES, TABLE
 from tests.models import Inputs
 from tpcore.verify import reference
 

@@ -48,6 +48,11 @@ def test_the_mpi_suites_pass(ranks: int, tmp_path: Path) -> None:
     assert re.search(r"\d+ passed", done.stdout)
 
 
+def _heed_interrupts() -> None:
+    """A test run started in the background ignores SIGINT, and its children would inherit that."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 class Faulty:
     """A started job of the fault program, by our launcher or by MPI's."""
 
@@ -62,6 +67,7 @@ class Faulty:
             ours if how == "launch" else LAUNCHER.command(program, ranks),
             cwd=ROOT, env=environment(tmp_path), stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+            preexec_fn=_heed_interrupts,
         )  # fmt: skip
 
     def finish(self) -> tuple[int, str, str, float]:

@@ -20,7 +20,7 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 
-from backends.flight import RankState, read_rank
+from backends.flight import ENTER, RankState, read_rank
 from backends.launcher import find_launcher
 from graph.dialect import AllReduce, is_collective
 from tests import big_model
@@ -66,15 +66,18 @@ class Started:
         found = [read_rank(folders[0], rank) for rank in range(self.ranks)] if folders else []
         return [state for state in found if state is not None]
 
-    def wait_for_the_middle(self) -> list[RankState]:
-        """Wait until every rank has run some collectives of its program."""
+    def signal_in_the_middle(self, rank: int, number: signal.Signals) -> None:
+        """Signal a rank that computes, after every rank has run some collectives."""
         deadline = time.monotonic() + 60
         while time.monotonic() < deadline:
             assert self.process.poll() is None, self.process.communicate()
             states = self.states()
             if len(states) == self.ranks and all(s.started and s.entered > 6 for s in states):
-                return states
-            time.sleep(0.01)
+                victim = states[rank]
+                if victim.phase == ENTER and not victim.exchanging:
+                    os.kill(victim.pid, number)
+                    return
+            time.sleep(0.002)
         raise AssertionError("the ranks did not start")
 
     def finish(self) -> tuple[int, str, str, float]:
@@ -131,7 +134,7 @@ def test_a_killed_rank_ends_the_run(
 ) -> None:
     with on_cores(1):
         run = start(tmp_path, mpirun, long_bundle)
-    os.kill(run.wait_for_the_middle()[rank].pid, signal.SIGKILL)
+    run.signal_in_the_middle(rank, signal.SIGKILL)
     status, out, err, seconds = run.finish()
     assert seconds < LIMIT_SECONDS and "logits" not in out
     assert status != 0 if mpirun else status == 3
@@ -147,7 +150,7 @@ def test_a_killed_rank_ends_the_run(
 def test_a_stopped_rank_ends_the_run(long_bundle: Path, mpirun: bool, tmp_path: Path) -> None:
     with on_cores(1):
         run = start(tmp_path, mpirun, long_bundle, "--timeout", WAIT_SECONDS)
-    os.kill(run.wait_for_the_middle()[1].pid, signal.SIGSTOP)
+    run.signal_in_the_middle(1, signal.SIGSTOP)
     status, out, err, seconds = run.finish()
     assert WAIT_SECONDS - 1 < seconds < LIMIT_SECONDS and "logits" not in out
     assert status != 0 if mpirun else status == 3
