@@ -34,6 +34,12 @@ _STARTS = (
     "   Exit code:",
     "signal ",
     "on node ",
+    "Fatal error in ",
+    "internal_",
+    "MPIR_",
+    "MPID",
+    "MPIDI",
+    "MPII",
 )
 """How lines of MPICH's and Open MPI's launchers begin; a program may begin lines like that too."""
 _MARKS = (
@@ -46,6 +52,7 @@ _MARKS = (
     "prterun noticed",
     "prterun detected",
     "prterun has exited",
+    "Fatal error in ",
 )
 """What a run of such lines must contain somewhere to be the launcher's."""
 
@@ -61,6 +68,8 @@ class Filter:
         """Complete lines that may be the launcher's."""
         self._inside = False
         """Whether the line that comes next continues one that was passed on."""
+        self._is_open = True
+        """Whether anybody still reads the target."""
         self._thread = threading.Thread(target=self._copy, args=(source,), daemon=True)
         self._thread.start()
 
@@ -100,9 +109,12 @@ class Filter:
         self._held = ""
 
     def _write(self, text: str) -> None:
-        if text:
-            self._target.write(text)
-            self._target.flush()
+        if text and self._is_open:
+            try:
+                self._target.write(text)
+                self._target.flush()
+            except (OSError, ValueError):
+                self._is_open = False  # read on, or the ranks would wait for us
 
 
 def _may_start_noise(text: str) -> bool:

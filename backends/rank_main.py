@@ -28,7 +28,7 @@ from .flight import (
 )
 from .job import RUN_DIR, current, decline
 from .placement import Placement, detect_environment
-from .watch import told
+from .watch import dead_peer, told
 
 
 def rank_main(main: Callable[[], int | None]) -> int:
@@ -137,6 +137,10 @@ def _failure_of(error: BaseException, placement: Placement) -> Failure:
         text, status, agreed = _text_of(error), 3, False
     if status == 3 and not agreed and placement.size > 1:
         job = current()
+        if job is not None and job.recorder is not None and _is_of_mpi(error):
+            death = dead_peer(job.recorder.run_dir, job.size, job.rank)
+            if death is not None:
+                return death
         state = read_rank(job.recorder.run_dir, placement.rank) if job and job.recorder else None
         place = state.where if state is not None else "at the start"
         text = f"rank {placement.rank} failed {place}: {text}"
@@ -149,7 +153,12 @@ def _text_of(error: BaseException) -> str:
         return f"it ended by itself with status {error.code}"
     if isinstance(error, KeyboardInterrupt):
         return "it was interrupted"
-    return f"{type(error).__name__}: {error}"
+    return f"{type(error).__name__}: {' '.join(str(error).split())}"
+
+
+def _is_of_mpi(error: BaseException) -> bool:
+    """Whether MPI raised it, as it does in a rank that was exchanging with one that died."""
+    return type(error).__module__.startswith("mpi4py")
 
 
 def _given_run_dir() -> Path | None:

@@ -15,6 +15,7 @@ import fcntl
 import os
 import select
 import signal
+import socket
 import struct
 import sys
 import time
@@ -44,6 +45,8 @@ _ADVICE = {
     "system's log."
 }
 _OTHER_ADVICE = "See its stderr for the reason."
+_PF_EXITING = 0x4
+"""Flag of a process in /proc/PID/stat: the kernel is ending it."""
 _PIDFD_GET_INFO, _PIDFD_INFO_EXIT, _EXIT_CODE_OFFSET = 0xC040FF0B, 8, 60
 """Linux 6.15 and later: ioctl, flag and offset for the wait status of a process that is gone."""
 
@@ -142,24 +145,19 @@ class Watcher:
         known = read_failure(self.run_dir)
         if known is not None or state.state == FAILED:
             return known
-        cause = _cause(state.pid, self._handles[rank])
-        return Failure(
-            f"rank {rank} (pid {state.pid} on {state.host}) {cause} {state.where}. "
-            f"The other ranks were ended. {_ADVICE.get(cause, _OTHER_ADVICE)}",
-            3,
-        )
+        return _death(state, _cause(state.pid, self._handles[rank]))
 
     def _judge_waits(self) -> Failure | None:
         """Whether a rank has waited too long, and for whom."""
         now, states = time.monotonic(), self.states()
-        for state in states:
+        for state in sorted(states, key=lambda state: _is_stopped(state.pid)):
             limit = self._timeout if state.started else max(self._timeout, START_SECONDS)
             if state.waiting and now - state.since > limit:
                 return Failure(self._blame(state, states, limit), 3)
         return None
 
     def _blame(self, waiter: RankState, states: list[RankState], limit: float) -> str:
-        stopped = [state for state in states if _process_state(state.pid) in ("T", "t")]
+        stopped = [state for state in states if _is_stopped(state.pid)]
         behind = [state for state in states if state.entered < waiter.entered]
         late = stopped or behind
         if not late:
@@ -187,6 +185,43 @@ def _handle(pid: int) -> int:
 def _process_state(pid: int) -> str:
     """The state letter of a process (T is stopped, Z ended), '' if it is gone."""
     return _stat(pid)[0]
+
+
+def _is_stopped(pid: int) -> bool:
+    return _process_state(pid) in ("T", "t")
+
+
+def _is_ending(pid: int) -> bool:
+    """Whether a process is gone, or the kernel has begun to end it."""
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    except OSError:
+        return True
+    return fields[0] in ("Z", "X") or bool(int(fields[6]) & _PF_EXITING)
+
+
+def _death(state: RankState, cause: str) -> Failure:
+    """The failure that a rank's death is."""
+    return Failure(
+        f"rank {state.rank} (pid {state.pid} on {state.host}) {cause} {state.where}. "
+        f"The other ranks were ended. {_ADVICE.get(cause, _OTHER_ADVICE)}",
+        3,
+    )
+
+
+def dead_peer(run_dir: Path, size: int, rank: int) -> Failure | None:
+    """The death of another rank of this host that `rank` has run into before the watcher saw it."""
+    for other in range(size):
+        state = read_rank(run_dir, other) if other != rank else None
+        if state is None or state.state in (DONE, FAILED) or state.host != socket.gethostname():
+            continue
+        if _is_ending(state.pid):
+            handle = _handle(state.pid)
+            cause = _cause(state.pid, handle)
+            if handle >= 0:
+                os.close(handle)
+            return _death(state, cause)
+    return None
 
 
 def _stat(pid: int) -> tuple[str, int]:

@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import onnx
 import onnx_ir as ir
 from onnx import shape_inference
@@ -177,7 +178,10 @@ def _small_constant(value: ir.Value) -> onnx.TensorProto | None:
     tensor = value.const_value
     if tensor is None or tensor.size > MAX_CONTENTS:
         return None
-    return ir.serde.serialize_tensor(tensor)
+    if tensor.dtype.bitwidth < 8 or tensor.dtype == ir.DataType.STRING:
+        return ir.serde.serialize_tensor(tensor)
+    # Read first: inference cannot follow a tensor into its file.
+    return ir.serde.serialize_tensor(ir.Tensor(np.array(tensor.numpy()), tensor.dtype))
 
 
 def _from_type(value: ir.Value, found: onnx.TypeProto | None, shapes: Shapes) -> Dims | None:

@@ -164,6 +164,11 @@ def run_command(args: argparse.Namespace) -> int:
     def opened() -> Target:
         if first and args.outputs is not None:
             check_writable(args.outputs)
+        if args.plan != "auto" and args.target.is_dir():
+            raise PlanError(
+                f"--plan {args.plan} was given for bundle '{args.target}', which is split "
+                "already. Leave --plan out, or run the ONNX file with --tp N."
+            )
         return open_target(args.target, options)
 
     def inputs(target: Target) -> dict[str, np.ndarray]:

@@ -175,6 +175,10 @@ BAD_TARGETS = [
     ("run plain", "'plain' is not a bundle: it has no manifest.json"),
     ("run mlp2 --tp 4", "bundle 'mlp2' is for 2 ranks, --tp asks for 4. Leave --tp out, or split"),
     ("run mlp4 --tp 2", "bundle 'mlp4' is for 4 ranks, --tp asks for 2"),
+    (
+        "run mlp2 --plan replicate",
+        "--plan replicate was given for bundle 'mlp2', which is split already",
+    ),
     ("run mlp2 --backend bogus", "backend 'bogus' is unknown"),
     ("run mlp2 --backend cuda", "backend 'cuda' is not available: "),
     ("run mlp2 --backend cuda", "Available here: simulate"),

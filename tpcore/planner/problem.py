@@ -113,7 +113,10 @@ def _options(
 def _pin(space: StrategySpace, choices: Choices, name: str, text: str) -> None:
     value = next((v for v in choices.hubs if v.name == name), None)
     if value is None:
-        raise PlanError(f"the plan pins value '{name}', which graph '{space.graph.name}' lacks.")
+        raise PlanError(
+            f"the plan pins value '{name}', which graph '{space.graph.name}' lacks. "
+            "Plan this model again."
+        )
     options = {placement_text(space.sharding(value, p)): p for p in choices.hubs[value]}
     if text not in options:
         raise PlanError(
