@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from itertools import accumulate, pairwise
 from typing import Any
 
 from graph.dims import Dim, divide, product
@@ -93,28 +94,48 @@ def unify_segments(packed: Sequence[Atom], segments: Sequence[Sequence[Atom]]) -
     if atom.segments is None:
         atom.segments = [list(segment) for segment in segments]
         return None
-    have = [list(segment) for segment in atom.segments]
-    want = [list(segment) for segment in segments]
-    while have and want:
-        _match_first(have, want)
+    have, want = _flat(atom.segments), _flat(segments)
+    borders = {*_borders(have), *_borders(want)}
+    for x, y in zip(_cut(have, borders), _cut(want, borders), strict=False):
+        unify(x, y)
     return None
 
 
-def _match_first(have: list[Atoms], want: list[Atoms]) -> None:
-    """Take equal stretches off both lists and equate them; the longer side must be one atom."""
-    stretch_a, stretch_b = [have.pop(0)], [want.pop(0)]
-    while (a := extent(stretch_a)) != (b := extent(stretch_b)):
-        if a < b and have:
-            stretch_a.append(have.pop(0))
-        elif b < a and want:
-            stretch_b.append(want.pop(0))
+def _flat(segments: Sequence[Sequence[Atom]]) -> list[Atoms]:
+    """Segments with those that are packed themselves replaced by their own."""
+    flat: list[Atoms] = []
+    for segment in segments:
+        atoms = resolve(segment)
+        inner = atoms[0].segments if len(atoms) == 1 else None
+        flat += [list(segment)] if inner is None else _flat(inner)
+    return flat
+
+
+def _borders(segments: Sequence[Sequence[Atom]]) -> list[int]:
+    """Where segments end."""
+    return list(accumulate(extent([segment]) for segment in segments))
+
+
+def _cut(segments: Sequence[Atoms], borders: set[int]) -> list[Atoms]:
+    """Segments of which the single atoms that lie across borders are packed in turn.
+
+    A product lying across a border cannot be cut: it ends the list.
+    """
+    pieces: list[Atoms] = []
+    start = 0
+    for segment in segments:
+        stop = start + extent([segment])
+        inner = sorted(border for border in borders if start < border < stop)
+        atoms = resolve(segment)
+        if not inner:
+            pieces.append(list(segment))
+        elif len(atoms) == 1:
+            atoms[0].segments = [[Atom(b - a)] for a, b in pairwise([start, *inner, stop])]
+            pieces += [list(piece) for piece in atoms[0].segments]
         else:
-            have.clear()
-            return
-    if len(stretch_a) == 1:
-        unify_segments(stretch_a[0], stretch_b)
-    elif len(stretch_b) == 1:
-        unify_segments(stretch_b[0], stretch_a)
+            return pieces
+        start = stop
+    return pieces
 
 
 def extent(segments: Sequence[Sequence[Atom]]) -> int:

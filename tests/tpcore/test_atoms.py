@@ -156,12 +156,32 @@ def test_coarser_segments_are_cut_by_finer_ones() -> None:
     assert sizes(normal(packed)) == [[[16], [8], [8]]]
 
 
-def test_segments_with_borders_that_cross_are_left_alone() -> None:
-    packed, crossing = atoms(12), [atoms(5), atoms(7)]
+def test_segments_with_borders_that_cross_are_cut_at_all_of_them() -> None:
+    packed, crossing = atoms(12), [atoms(6), atoms(6)]
     unify_segments(packed, [atoms(4), atoms(8)])
     unify_segments(packed, crossing)
-    assert sizes(normal(packed)) == [[[4], [8]]]
-    assert not atoms_in(normal(crossing[0])) & atoms_in(normal(packed))
+    assert sizes(normal(packed)) == [[[4], [2], [6]]]
+    assert sizes(normal(crossing[0])) == [[[4], [2]]]
+    assert atoms_in(normal(crossing[1])) <= atoms_in(normal(packed))
+
+
+def test_three_slices_of_a_packed_dim() -> None:
+    """q | k | v, each cut out by a Slice of its own, as Phi-3 is exported."""
+    packed = atoms(256)
+    q, k, v = atoms(128), atoms(64), atoms(64)
+    unify_segments(packed, [q, atoms(128)])
+    unify_segments(packed, [atoms(128), k, atoms(64)])
+    unify_segments(packed, [atoms(192), v])
+    assert sizes(normal(packed)) == [[[128], [64], [64]]]
+    for part in (q, k, v):
+        assert atoms_in(normal(part)) <= atoms_in(normal(packed))
+
+
+def test_a_product_that_lies_across_a_border_is_not_cut() -> None:
+    packed, product = atoms(24), atoms(2, 6)
+    unify_segments(packed, [product, atoms(12)])
+    unify_segments(packed, [atoms(9), atoms(15)])
+    assert sizes(normal(product)) == [2, 6]
 
 
 def test_a_packed_dim_is_not_refined_to_a_product() -> None:
