@@ -139,17 +139,40 @@ class _Cutter:
     def _levels(self, collectives: Sequence[ir.Node]) -> list[list[ir.Node]]:
         """The plain nodes per number of collectives they wait for."""
         position = {node: index for index, node in enumerate(collectives)}
-        groups: list[list[ir.Node]] = [[] for _ in range(len(collectives) + 1)]
+        levels: dict[ir.Node, int] = {}
         for node in self.model.graph:
             level = max((self.level.get(value, 0) for value in operands(node)), default=0)
             if node in position:
                 _check_order(node, position[node], level, collectives)
                 level = position[node] + 1
             elif not is_constant(node):
-                groups[level].append(node)
+                levels[node] = level
             for output in node.outputs:
                 self.level[output] = level
+        self._sink_constants(levels, position)
+        groups: list[list[ir.Node]] = [[] for _ in range(len(collectives) + 1)]
+        for node, level in levels.items():
+            groups[level].append(node)
         return groups
+
+    def _sink_constants(self, levels: dict[ir.Node, int], position: dict[ir.Node, int]) -> None:
+        """Move what is computed from weights alone (a Transpose, a DequantizeLinear) to its reader.
+
+        There onnxruntime folds or fuses it; apart from it the whole weight would cross segments in
+        every run.
+        """
+        made: set[ir.Node] = set()
+        for node in levels:
+            read = list(operands(node))
+            if read and all(self._is_const(v) or v.producer() in made for v in read):
+                made.add(node)
+        readable = {**levels, **position}
+        for node in reversed(list(levels)):
+            users = [user for output in node.outputs for user, _ in output.uses()]
+            is_output = any(output.is_graph_output() for output in node.outputs)
+            if node in made and users and not is_output and all(u in readable for u in users):
+                levels[node] = readable[node] = min(readable[user] for user in users)
+                self.level.update((output, levels[node]) for output in node.outputs)
 
     def _constants(self, collectives: Sequence[ir.Node]) -> dict[str, ir.TensorProtocol]:
         """Contents of initializers and constants that are read from outside every segment."""

@@ -170,3 +170,27 @@ def test_two_thousand_nodes_take_well_under_a_second() -> None:
     program = cut(model)
     assert time.perf_counter() - began < 1.0
     assert len(program.steps) == 200
+
+
+def test_what_weights_alone_make_stands_beside_its_reader() -> None:
+    """A transposed weight would else cross from the first segment to the last in every run."""
+    maker = Maker()
+    x = maker.input("x", ("n", 2))
+    w = maker.op("Neg", maker.op("Transpose", maker.weight("w", np.ones((3, 2), np.float32))))
+    noise = maker.op("RandomNormal", shape=[1, 2])
+    total = maker.collective(AllReduce("tp"), maker.op("Add", x, noise), "reduce")
+    model = maker.model([maker.op("MatMul", total, w)])
+    assert kinds(model) == ["RandomNormal+Add", "AllReduce", "Transpose+Neg+MatMul"]
+    assert [step.inputs for step in cut(model).steps if isinstance(step, Segment)][1] == (
+        "reduce_out",
+    )
+
+
+def test_what_weights_alone_make_may_be_exchanged_or_be_an_output() -> None:
+    maker = Maker()
+    w = maker.op("Neg", maker.weight("w", np.ones(2, np.float32)))
+    first = maker.collective(AllReduce("tp"), maker.op("Abs", maker.input("x", (2,))), "first")
+    second = maker.collective(AllReduce("tp"), w, "second")
+    out = maker.op("Exp", maker.weight("v", np.ones(2, np.float32)))
+    model = maker.model([maker.op("Add", first, second), out])
+    assert kinds(model) == ["Abs+Exp", "AllReduce", "Neg", "AllReduce", "Add"]
