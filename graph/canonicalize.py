@@ -3,10 +3,12 @@
 1. Functions are inlined, constants are initializers, every node and value has a unique name.
 2. `Gemm` is `MatMul` + `Add`, so that a bias is a value of its own.
 3. A `Transpose` of a weight used once is done when the weight is read.
-4. Each use of a small constant has a copy of its own: exporters share equal constants between
+4. `GatherND` along one dim is `Gather`, or `Slice` where the index is a constant: exporters write
+   indexing so, and these have rules that let a split pass.
+5. Each use of a small constant has a copy of its own: exporters share equal constants between
    unrelated places, where each needs its own split. Copies share the data and cost no memory.
-5. Shape arithmetic whose result is a known constant is one.
-6. Nodes that reach no output are gone.
+6. Shape arithmetic whose result is a known constant is one.
+7. Nodes that reach no output are gone.
 """
 
 from __future__ import annotations
@@ -21,6 +23,8 @@ from graph.infer import infer_shapes
 from graph.shapes import Shapes
 from graph.weights import transposed
 
+SQUEEZE_BY_OPERAND = 13
+"""From this opset Squeeze takes its axes as an operand."""
 SMALL_BYTES = 4096
 """A constant of at most this size, or with at most one dim above 1, is copied per use."""
 
@@ -35,6 +39,7 @@ def canonicalize(model: ir.Model) -> tuple[ir.Model, Shapes]:
     _expand_gemms(model)
     _fold_transposes(model)
     shapes = infer_shapes(model)
+    _expand_gather_nds(model, shapes)
     _fold_known_contents(model, shapes)
     common.RemoveUnusedNodesPass()(model)
     _unshare_constants(model, shapes)
@@ -125,6 +130,48 @@ def _expand_gemm(graph: ir.Graph, gemm: ir.Node) -> None:
     if c is not None:
         result = emit("Add", result, scaled(c, attribute("beta", 1.0), "beta"))
     ir.convenience.replace_nodes_and_values(graph, gemm, [gemm], made, [gemm.outputs[0]], [result])
+
+
+# --- GatherND -------------------------------------------------------------------------------------
+
+
+def _expand_gather_nds(model: ir.Model, shapes: Shapes) -> None:
+    if model.graph.opset_imports.get("", 0) < SQUEEZE_BY_OPERAND:
+        return
+    for node in list(model.graph):
+        if node.op_type != "GatherND" or node.domain != "":
+            continue
+        index = node.inputs[1]
+        batch = node.attributes["batch_dims"].as_int() if "batch_dims" in node.attributes else 0
+        if index is not None and batch == 0 and shapes.dims.get(index, ())[-1:] == (1,):
+            _expand_gather_nd(model.graph, shapes, node, index)
+
+
+def _expand_gather_nd(graph: ir.Graph, shapes: Shapes, node: ir.Node, index: ir.Value) -> None:
+    """One index per looked-up row: the last dim of `index` is 1 and drops out."""
+
+    def constant(entries: list[int], label: str) -> ir.Value:
+        array = np.array(entries, np.int64)
+        value = _add_initializer(graph, f"{node.name}/{label}", ir.tensor(array))
+        shapes.dims[value], shapes.contents[value] = array.shape, array.astype(object)
+        return value
+
+    rows, place = node.inputs[0], shapes.ints(index)
+    if rows is None:
+        return
+    if place is not None and shapes.dims[index] == (1, 1):
+        start, stop = place[0], place[0] + 1 if place[0] != -1 else np.iinfo(np.int64).max
+        bounds = [constant([start], "start"), constant([int(stop)], "stop"), constant([0], "axis")]
+        made = [ir.node("Slice", [rows, *bounds], name=f"{node.name}/Slice")]
+    else:
+        squeeze = ir.node("Squeeze", [index, constant([-1], "last")], name=f"{node.name}/Squeeze")
+        flat = squeeze.outputs[0]
+        flat.name, flat.type = f"{node.name}/index", index.type
+        shapes.dims[flat] = shapes.dims[index][:-1]
+        made = [squeeze, ir.node("Gather", [rows, flat], {"axis": 0}, name=f"{node.name}/Gather")]
+    old, result = node.outputs[0], made[-1].outputs[0]
+    result.type, shapes.dims[result] = old.type, shapes.dims[old]
+    ir.convenience.replace_nodes_and_values(graph, node, [node], made, [old], [result])
 
 
 # --- constants ------------------------------------------------------------------------------------

@@ -103,6 +103,29 @@ def _cast_contents(c: Context) -> Contents:
     return c.contents(0) if target.is_integer() else _unknown()
 
 
+def _filled_contents(c: Context) -> Contents:
+    value = c.attribute("value")
+    if value is None or not value.dtype.is_integer():
+        _unknown()
+    shape = [int(size) for size in c.contents(0).flat]
+    return np.full(shape, int(value.numpy().reshape(-1)[0]), object)
+
+
+def _is_equal(a: Dim, b: Dim) -> bool:
+    """Whether two sizes are equal. KeyError where that depends on the input."""
+    if a == b:
+        return True
+    fixed = [size for size in (a, b) if isinstance(size, int)]
+    if len(fixed) == 2 or any(size < 0 for size in fixed):
+        return False  # a size is never negative
+    raise KeyError("equality of two sizes")
+
+
+def _where_contents(c: Context) -> Contents:
+    chosen = c.contents(0).astype(bool)
+    return np.asarray(np.where(chosen, c.contents(1), c.contents(2)), object)
+
+
 CONTENT_RULES: dict[str, Callable[[Context], Contents]] = {
     "Shape": _shape_contents,
     "Size": lambda c: np.asarray(product(c.dims(0)), object),
@@ -119,4 +142,7 @@ CONTENT_RULES: dict[str, Callable[[Context], Contents]] = {
     "Mul": _binary(operator.mul),
     "Div": _binary(_floor_divide),
     "Max": _largest,
+    "ConstantOfShape": _filled_contents,
+    "Equal": _binary(_is_equal),
+    "Where": _where_contents,
 }

@@ -118,6 +118,33 @@ def test_gemm_without_a_name() -> None:
     assert ops(model) == ["MatMul", "Mul"] * 2
 
 
+# --- GatherND -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("index", "expected"),
+    [
+        (np.array([[1]]), ["Slice"]),
+        (np.array([[-1]]), ["Slice"]),
+        (np.array([[2], [0], [-1]]), ["Squeeze", "Gather"]),
+        (np.array([[[2]], [[0]]]), ["Squeeze", "Gather"]),
+        (np.array([[2, 1]]), ["GatherND"]),
+        (np.array([2]), ["Squeeze", "Gather"]),
+    ],
+)
+def test_gather_nd_along_one_dim(index: Array, expected: list[str]) -> None:
+    model = canonical("(float[3, 4] x) => (y) { y = GatherND(x, i) }", i=index.astype(np.int64))
+    assert ops(model) == expected
+
+
+def test_gather_nd_with_an_index_of_run_time_and_with_batches() -> None:
+    text = "(int64[n, 1] x) => (y) { y = GatherND(w, x) }"
+    model = canonical(text, x=np.array([[2], [-3]]), w=weight(5, 4))
+    assert ops(model) == ["Squeeze", "Gather"]
+    text = "(float[3, 4] x) => (y) { y = GatherND <batch_dims=1> (x, i) }"
+    assert ops(canonical(text, i=np.array([[1], [0], [3]]))) == ["GatherND"]
+
+
 # --- functions, constants, names ------------------------------------------------------------------
 
 

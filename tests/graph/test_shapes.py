@@ -305,7 +305,12 @@ def test_constant_of_shape_has_the_type_of_its_value() -> None:
         ("Div(large, scalars)", f"(1) = [{FAR}]"),
         ("Max(sevens, scalars, tens)", "(2) = [10, 10]"),
         ("Max(s, s)", "(3) = [a, b, 12]"),
+        ("Equal(s, minus)", "(3) = [False, False, False]"),
+        ("Equal(sevens, seven)", "(2) = [True, False]"),
+        ("ConstantOfShape <value = int64[1] {3}> (twos)", "(2) = [3, 3]"),
         # Not known, and not guessed.
+        ("Equal(s, twos)", "(3)"),
+        ("ConstantOfShape(twos)", "(2)"),
         ("Max(s, scalar)", "(3)"),
         ("Cast <to=1> (s)", "(3)"),
         ("Div(s, zero)", "(3)"),
@@ -325,9 +330,21 @@ def test_contents(node: str, contents: str) -> None:
         "table": np.array([[1, 2], [3, 4]], np.int64),
         "thin": np.array([[5]], np.int64),
         "column": ints(-1, 1),
+        "seven": ints(7),
     }
     text = f"({ABC}) => (y) {{ s = Shape(x) y = {node} }}"
     assert facts(text, **weights)["y"] == contents
+
+
+def test_the_shape_that_torchscript_expands_to() -> None:
+    """Sizes of -1 are written as 1 there: Where(sizes == -1, 1, sizes)."""
+    text = f"""({ABC}) => (y) {{
+        s = Shape(x)
+        all = ConstantOfShape <value = int64[1] {{1}}> (three)
+        keep = Equal(s, minus)
+        y = Where(keep, all, s)
+    }}"""
+    assert facts(text, three=ints(3), minus=ints(-1))["y"] == "(3) = [a, b, 12]"
 
 
 def test_division_of_sizes_is_exact_where_it_can_be() -> None:
