@@ -9,7 +9,7 @@ BASE   := $(VENV)/.installed-base
 DEV    := $(VENV)/.installed-dev
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo test lint format models demo-model bench table clean distclean
+.PHONY: help venv demo test lint format models demo-model bench table families clean distclean
 
 help:  ## list the targets
 	@$(PYTHON) -c 'import re; [print(f"  make {name:10}  {text}") for name, text in re.findall(r"^([a-z-]+):.*## (.*)", open("Makefile").read(), re.M)]'
@@ -57,6 +57,9 @@ bench: $(DEV)  ## run the benchmarks
 
 table: $(DEV)  ## print models × tp: equal, largest difference, split fraction, collectives
 	@$(BIN)/python -m bench.table
+
+families: $(DEV)  ## the same for many model families (exports them first: minutes)
+	@$(BIN)/python -m bench.families
 
 clean:  ## remove caches, exported test models and build products
 	@rm -rf .cache .mypy_cache .pytest_cache .ruff_cache .hypothesis build dist *.egg-info

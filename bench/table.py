@@ -15,49 +15,17 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
+from bench.rows import HEADER, Row, compare_all, simulated_row
 from tests.models import MODELS, Inputs, model_cases, model_inputs, model_path
 from tpcore.partition import Options
 from tpcore.run import read_npz, write_npz
-from tpcore.shard import Split, shard, split_model
-from tpcore.verify import Difference, compare, reference, run_ranks
+from tpcore.shard import shard, split_model
+from tpcore.verify import reference
 
 RANKS = {"simulate": (1, 2, 3, 4, 8), "cpu": (1, 2, 4)}
 RUN_TIMEOUT_SECONDS = 300
-HEADER = (
-    f"{'model':24}{'backend':10}{'tp':>3}  {'equal':6}{'max diff':>10}{'of scale':>10}"
-    f"{'split':>8}{'largest':>9}  collectives"
-)
-
-
-@dataclass(frozen=True)
-class Row:
-    """One model on one number of ranks."""
-
-    model: str
-    backend: str
-    ranks: int
-    differences: Sequence[Difference]
-    report: dict[str, Any]
-
-    @property
-    def equal(self) -> bool:
-        """Whether all outputs of all input sets agree."""
-        return all(found.equal for found in self.differences)
-
-    def __str__(self) -> str:
-        report = self.report
-        largest = max(report["weight_bytes_per_rank"]) * self.ranks / report["weight_bytes_total"]
-        collectives = ", ".join(f"{n} {op}" for op, n in sorted(report["collectives"].items()))
-        return (
-            f"{self.model:24}{self.backend:10}{self.ranks:>3}  {'yes' if self.equal else 'NO':6}"
-            f"{max(d.max_abs_diff for d in self.differences):>10.1e}"
-            f"{max(d.max_rel_diff for d in self.differences):>10.1e}"
-            f"{report['split_fraction']:>8.3f}{largest:>9.3f}  {collectives or 'none'}"
-        )
 
 
 def rows(models: Sequence[str], backends: Sequence[str]) -> Iterator[Row]:
@@ -68,23 +36,12 @@ def rows(models: Sequence[str], backends: Sequence[str]) -> Iterator[Row]:
         expected = [reference(path, inputs) for inputs in cases]
         for backend in backends:
             for ranks in RANKS[backend]:
-                split = split_model(path, Options(ranks))
-                if backend == "cpu":
-                    results = _run_on_mpi(path, ranks, cases)
+                if backend == "simulate":
+                    yield simulated_row(model, path, ranks, cases, expected)[0]
                 else:
-                    results = [run_ranks(split.ranks, split.shardings, x, backend) for x in cases]
-                yield _row(model, backend, split, results, expected)
-
-
-def _row(
-    model: str, backend: str, split: Split, results: Sequence[Inputs], expected: Sequence[Inputs]
-) -> Row:
-    differences = [
-        compare(name, got[name], want[name])
-        for got, want in zip(results, expected, strict=True)
-        for name in want
-    ]
-    return Row(model, backend, split.sharded.mesh.size, differences, dict(split.report))
+                    report = split_model(path, Options(ranks)).report
+                    differences = compare_all(_run_on_mpi(path, ranks, cases), expected)
+                    yield Row(model, backend, ranks, differences, report)
 
 
 def _run_on_mpi(path: Path, ranks: int, cases: Sequence[Inputs]) -> list[Inputs]:
@@ -106,7 +63,7 @@ def _run_on_mpi(path: Path, ranks: int, cases: Sequence[Inputs]) -> list[Inputs]
 
 def main() -> int:
     """Print the table; the status is 1 if any row is not equal."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--models", nargs="*", default=[""], help="beginnings of model names")
     parser.add_argument("--backend", nargs="*", default=list(RANKS), choices=list(RANKS))
     args = parser.parse_args()
