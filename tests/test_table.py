@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from bench import rows as rows_of
 from bench import table
 from tests.tpcore.command import python_path
 from tpcore.verify import compare, run_ranks
@@ -45,7 +46,7 @@ def test_a_wrong_row_is_shown_and_counts(
     def off(*args: Any) -> dict[str, np.ndarray]:
         return {name: array + 1 for name, array in run_ranks(*args).items()}
 
-    monkeypatch.setattr(table, "run_ranks", off)
+    monkeypatch.setattr(rows_of, "run_ranks", off)
     assert run(monkeypatch, "--models", MODEL, "--backend", "simulate") == 1
     out = capsys.readouterr().out
     assert " NO " in out and "3 rows, 0 equal, 3 wrong" in out
