@@ -65,7 +65,7 @@ def test_one_wrong_output_makes_a_row_wrong() -> None:
         "weight_bytes_per_rank": [6, 4], "weight_bytes_total": 10, "split_fraction": 1.0,
         "collectives": {"AllReduce": 2, "AllGather": 1},
     }  # fmt: skip
-    assert table.Row("m", "cpu", 2, [right], report).equal
-    row = table.Row("m", "cpu", 2, [right, wrong], report)
+    assert rows_of.Row("m", "cpu", 2, [right], report).equal
+    row = rows_of.Row("m", "cpu", 2, [right, wrong], report)
     assert not row.equal and str(row).split()[3] == "NO"
     assert str(row).endswith("1.000    1.200  1 AllGather, 2 AllReduce")
