@@ -26,7 +26,7 @@ def run(monkeypatch: pytest.MonkeyPatch, *argv: str) -> int:
 def test_both_backends(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     assert run(monkeypatch, "--models", MODEL) == 0
     header, *lines, summary = capsys.readouterr().out.splitlines()
-    assert header == table.HEADER and summary == "4 rows, 4 equal, 0 wrong"
+    assert header == rows_of.HEADER and summary == "4 rows, 4 equal, 0 wrong"
     rows = [line.split() for line in lines]
     assert [row[:4] for row in rows] == [
         [MODEL, "simulate", "1", "yes"],
