@@ -172,9 +172,9 @@ def _large_weights(segment: ir.Model) -> list[ir.Value]:
         value
         for value in segment.graph.initializers.values()
         if (tensor := value.const_value) is not None
-        and tensor.nbytes > INLINE_BYTES
-        and tensor.dtype.bitwidth in (8, 16, 32, 64)
         and tensor.dtype != ir.DataType.STRING
+        and tensor.dtype.bitwidth in (8, 16, 32, 64)
+        and tensor.nbytes > INLINE_BYTES
     ]
 
 
@@ -261,6 +261,7 @@ def _explain(error: Exception, graph: ir.Graph, verb: str) -> ExecutionError:
     text = re.sub(r"^\[ONNXRuntimeError\] : \d+ : \w+ : ", "", str(error)).strip()
     named = re.search(r"Name:'([^']+)'", text) or re.search(r"Node \(([^)]+)\)", text)
     nodes = [node.name for node in graph if node.name]
-    place = f"node '{named.group(1)}'" if named else f"the segment {nodes[0]} .. {nodes[-1]}"
+    between = f" {nodes[0]} .. {nodes[-1]}" if nodes else " of nodes without a name"
+    place = f"node '{named.group(1)}'" if named else f"the segment{between}"
     detail = text.split("Status Message: ")[-1].splitlines()[0] if text else type(error).__name__
     return ExecutionError(f"onnxruntime cannot {verb} {place}: {detail}")

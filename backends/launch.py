@@ -93,6 +93,10 @@ def _conclude(
     if failure is not None:
         print(told(failure, watcher.run_dir), file=sys.stderr, flush=True)
         return failure.status
+    refused = [s.error for s in filters if s.error and not isinstance(s.error, BrokenPipeError)]
+    if refused and process.returncode == 0:
+        print(f"error: the output could not be written: {refused[0]}.", file=sys.stderr)
+        return 3
     if process.returncode in (0, 1, 2, 3) and all(state.state == DONE for state in states):
         return process.returncode
     print(

@@ -68,8 +68,8 @@ class Filter:
         """Complete lines that may be the launcher's."""
         self._inside = False
         """Whether the line that comes next continues one that was passed on."""
-        self._is_open = True
-        """Whether anybody still reads the target."""
+        self.error: Exception | None = None
+        """Why the target takes nothing any more."""
         self._thread = threading.Thread(target=self._copy, args=(source,), daemon=True)
         self._thread.start()
 
@@ -109,12 +109,12 @@ class Filter:
         self._held = ""
 
     def _write(self, text: str) -> None:
-        if text and self._is_open:
+        if text and self.error is None:
             try:
                 self._target.write(text)
                 self._target.flush()
-            except (OSError, ValueError):
-                self._is_open = False  # read on, or the ranks would wait for us
+            except (OSError, ValueError) as error:
+                self.error = error  # read on, or the ranks would wait for us
 
 
 def _may_start_noise(text: str) -> bool:

@@ -21,7 +21,7 @@ import onnx_ir.passes.common as common
 
 from graph.infer import infer_shapes
 from graph.shapes import Shapes
-from graph.weights import transposed
+from graph.weights import bytes_of, transposed
 
 SQUEEZE_BY_OPERAND = 13
 """From this opset Squeeze takes its axes as an operand."""
@@ -36,6 +36,7 @@ def canonicalize(model: ir.Model) -> tuple[ir.Model, Shapes]:
         GraphError: an op is used with operands its schema does not allow.
     """
     _use_passes(model)
+    infer_shapes(model)  # a Gemm's scalars have the type of its operands
     _expand_gemms(model)
     _fold_transposes(model)
     shapes = infer_shapes(model)
@@ -201,7 +202,10 @@ def _fold_known_contents(model: ir.Model, shapes: Shapes) -> None:
             if contents is None or not out.uses() or out.is_graph_output():
                 continue
             dtype = (out.dtype or ir.DataType.INT64).numpy()
-            array = np.array(contents, dtype).reshape(shapes.contents[out].shape)
+            try:
+                array = np.array(contents, dtype).reshape(shapes.contents[out].shape)
+            except OverflowError:
+                continue  # a Cast that wraps around is left to the executor
             new = _add_initializer(model.graph, f"{out.name}.value", ir.tensor(array))
             shapes.dims[new], shapes.contents[new] = array.shape, shapes.contents[out]
             _replace(model.graph, out, new)
@@ -209,7 +213,7 @@ def _fold_known_contents(model: ir.Model, shapes: Shapes) -> None:
 
 def _is_small(tensor: ir.TensorProtocol) -> bool:
     wide = sum(size > 1 for size in tensor.shape.numpy())
-    return wide <= 1 or tensor.nbytes <= SMALL_BYTES
+    return wide <= 1 or bytes_of(tensor.dtype, tensor.size) <= SMALL_BYTES
 
 
 def _unshare_constants(model: ir.Model, shapes: Shapes) -> None:

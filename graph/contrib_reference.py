@@ -12,6 +12,8 @@ from typing import Any
 
 import numpy as np
 
+from graph.quant_reference import QUANTISED
+
 Array = np.ndarray[Any, Any]
 Outputs = tuple[Array, ...]
 
@@ -294,5 +296,6 @@ CONTRIB: dict[tuple[str, str], Callable[..., Outputs]] = {
     ("com.microsoft", "FusedMatMul"): fused_matmul,
     ("com.microsoft", "RotaryEmbedding"): rotary_embedding,
     ("com.microsoft", "GroupQueryAttention"): group_query_attention,
+    **QUANTISED,
 }
 """Meaning by (domain, operator); ONNX Runtime has one operator of its own in ONNX's domain."""

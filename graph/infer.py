@@ -16,11 +16,11 @@ import onnx
 import onnx_ir as ir
 from onnx import shape_inference
 
+from graph.contrib_shapes import ALL_SHAPE_RULES
 from graph.dims import Dims, Expr, from_text
 from graph.errors import GraphError
 from graph.shape_contents import CONTENT_RULES
-from graph.shape_rules import SHAPE_RULES
-from graph.shapes import MAX_CONTENTS, Context, Misfit, Shapes
+from graph.shapes import MAX_CONTENTS, Contents, Context, Misfit, Shapes
 
 
 def infer_shapes(model: ir.Model) -> Shapes:
@@ -67,7 +67,7 @@ def _infer_node(node: ir.Node, shapes: Shapes, opsets: list[Any]) -> None:
     context = Context(node, shapes)
     results: Sequence[Dims | None] | None = None
     try:
-        results = SHAPE_RULES[node.domain, node.op_type](context)
+        results = ALL_SHAPE_RULES[node.domain, node.op_type](context)
         _copy_dtype(node)
     except Misfit as error:
         raise _does_not_fit(node, shapes, str(error)) from error
@@ -80,9 +80,15 @@ def _infer_node(node: ir.Node, shapes: Shapes, opsets: list[Any]) -> None:
         contents = CONTENT_RULES[node.op_type](context) if node.domain == "" else None
     except (KeyError, IndexError, ValueError, TypeError):
         contents = None
-    if contents is not None and contents.size <= MAX_CONTENTS:
+    signed = node.outputs[0].dtype in (None, ir.DataType.INT64, ir.DataType.INT32)
+    if contents is not None and contents.size <= MAX_CONTENTS and (signed or _is_truth(contents)):
         shapes.contents[node.outputs[0]] = contents
         shapes.dims[node.outputs[0]] = contents.shape
+
+
+def _is_truth(contents: Contents) -> bool:
+    """Whether contents are booleans; other types than these and signed integers wrap around."""
+    return all(isinstance(entry, bool | np.bool_) for entry in contents.flat)
 
 
 def _copy_dtype(node: ir.Node) -> None:

@@ -19,7 +19,10 @@ from onnx_ir.passes.common import InlinePass
 from graph.contrib_reference import CONTRIB
 from graph.dialect import is_collective, parse_node, tag_of
 from graph.errors import GraphError
+from graph.fused_reference import FUSED_MEANINGS
 from graph.mesh import Mesh
+from graph.moe_reference import MOE_MEANINGS
+from graph.onnx_reference import ONNX_MEANINGS
 from graph.weights import read_whole
 
 Array = np.ndarray[Any, Any]
@@ -157,9 +160,12 @@ def _kernel(
     return ReferenceEvaluator(graph, opsets=opsets, new_ops=CONTRIB_OPS)
 
 
+MEANINGS = {**CONTRIB, **ONNX_MEANINGS, **MOE_MEANINGS, **FUSED_MEANINGS}
+
+
 def _contrib_op(domain: str, op_type: str) -> type[OpRun]:
     """Wrap a function of graph/contrib_reference.py as an operator of onnx.reference."""
-    meaning = CONTRIB[domain, op_type]
+    meaning = MEANINGS[domain, op_type]
 
     def run(self: OpRun, *operands: Any, **attributes: Any) -> tuple[Any, ...]:
         results = meaning(*operands, **attributes)
@@ -169,7 +175,7 @@ def _contrib_op(domain: str, op_type: str) -> type[OpRun]:
     return type(op_type, (OpRun,), {"op_domain": domain, "op_schema": None, "_run": run})
 
 
-CONTRIB_OPS = [_contrib_op(domain, op_type) for domain, op_type in CONTRIB]
+CONTRIB_OPS = [_contrib_op(domain, op_type) for domain, op_type in MEANINGS]
 
 
 def _exchange(ranks: Sequence[_Rank], waiting: Sequence[ir.Node | None], mesh: Mesh | None) -> None:

@@ -165,6 +165,99 @@ def _skip_norm(c: Context) -> list[Dims | None]:
     return [dims, dims[:-1] + (1,), dims[:-1] + (1,), dims]
 
 
+def _typed_as(c: Context, index: int) -> None:
+    """Give the first result the type of an operand, where that is known."""
+    value = c.operand(index)
+    if value is not None and value.dtype is not None:
+        c.node.outputs[0].dtype = value.dtype
+
+
+def _matmul_n_bits(c: Context) -> list[Dims]:
+    return [(*c.dims(0)[:-1], c.attribute("N"))]
+
+
+def _gather_block_quantized(c: Context) -> list[Dims]:
+    _typed_as(c, 2)
+    data = c.operand(0)
+    dims = list(c.dims(0))
+    packed = data is not None and data.dtype == ir.DataType.UINT8
+    dims[-1] = dims[-1] * (8 // c.attribute("bits", 4) if packed else 1)
+    axis = c.attribute("gather_axis", 0) % len(dims)
+    return [(*dims[:axis], *c.dims(1), *dims[axis + 1 :])]
+
+
+def _product_of_codes(c: Context) -> list[Dims]:
+    _typed_as(c, 2)
+    a, b = c.dims(0), c.dims(1)
+    return [(*broadcast([a[:-2], b[:-2]]), *a[-2:-1], *b[-1:])]
+
+
+def _q_gemm(c: Context) -> list[Dims]:
+    if c.operand(7) is None:
+        c.node.outputs[0].dtype = ir.DataType.FLOAT
+    rows, columns = c.dims(0)[c.attribute("transA", 0)], c.dims(3)[not c.attribute("transB", 0)]
+    return [(rows, columns)]
+
+
+def _q_attention(c: Context) -> list[Dims]:
+    batch, length, _ = c.dims(0)
+    width, heads = divide(c.dims(1)[1], 3), c.attribute("num_heads")
+    size = divide(width, heads) if width is not None else None
+    if width is None or size is None:
+        raise KeyError("head size")
+    for out in c.node.outputs:
+        out.dtype = ir.DataType.FLOAT
+    past = c.dims(8)[3] if c.operand(8) is not None else 0
+    return [(batch, length, width), (2, batch, heads, past + length, size)]
+
+
+def _codes(*places: int) -> ShapeRule:
+    def rule(c: Context) -> list[Dims]:
+        _typed_as(c, places[0])
+        return [broadcast([c.dims(0), *(c.dims(place) for place in places)])]
+
+    return rule
+
+
+def _quantize(c: Context) -> list[Dims]:
+    if c.node.op_type == "QuantizeLinear":
+        c.node.outputs[0].dtype = ir.DataType.UINT8
+    _typed_as(c, 1 if c.node.op_type == "DequantizeLinear" else 2)
+    return [c.dims(0)]
+
+
+def _qlinear_pool(c: Context) -> list[Dims]:
+    dims, kernel = c.dims(0), c.attribute("kernel_shape")
+    if c.attribute("auto_pad", "NOTSET") != "NOTSET" or c.attribute("ceil_mode", 0):
+        raise KeyError("padding")
+    count = len(kernel)
+    pads, strides = c.attribute("pads", [0] * 2 * count), c.attribute("strides", [1] * count)
+    first = 1 if c.attribute("channels_last", 0) else 2
+    out = list(dims)
+    for i, (window, stride) in enumerate(zip(kernel, strides, strict=True)):
+        room = dims[first + i] + pads[i] + pads[count + i] - window
+        if not isinstance(room, int):
+            raise KeyError("size")
+        out[first + i] = room // stride + 1
+    return [tuple(out)]
+
+
+def _qlinear_global_pool(c: Context) -> list[Dims]:
+    dims, last = c.dims(0), c.attribute("channels_last", 0)
+    ones = (1,) * (len(dims) - 2)
+    return [(dims[0], *ones, dims[-1]) if last else (*dims[:2], *ones)]
+
+
+def _qlinear_concat(c: Context) -> list[Dims]:
+    operands = [c.dims(i) for i in range(2, len(c.node.inputs), 3)]
+    axis = c.attribute("axis") % len(operands[0])
+    total: Dim = 0
+    for dims in operands:
+        total = total + dims[axis]
+    _typed_as(c, 1)
+    return [(*operands[0][:axis], total, *operands[0][axis + 1 :])]
+
+
 ShapeRule = Callable[[Context], Sequence["Dims | None"]]
 ELEMENTWISE = "Add Sub Mul Div Pow".split()
 SHAPE_RULES: dict[tuple[str, str], ShapeRule] = {
@@ -180,4 +273,21 @@ SHAPE_RULES: dict[tuple[str, str], ShapeRule] = {
     ("com.microsoft", "GroupQueryAttention"): _group_query_attention,
     ("com.microsoft", "SkipSimplifiedLayerNormalization"): _skip_norm,
     ("com.microsoft", "SkipLayerNormalization"): _skip_norm,
+    ("com.microsoft", "MatMulNBits"): _matmul_n_bits,
+    ("com.microsoft", "GatherBlockQuantized"): _gather_block_quantized,
+    ("com.microsoft", "DynamicQuantizeMatMul"): _product_of_codes,
+    ("com.microsoft", "MatMulIntegerToFloat"): _product_of_codes,
+    ("com.microsoft", "QGemm"): _q_gemm,
+    ("com.microsoft", "QAttention"): _q_attention,
+    ("com.microsoft", "QuantizeLinear"): _quantize,
+    ("com.microsoft", "DequantizeLinear"): _quantize,
+    ("com.microsoft", "QLinearAdd"): _codes(0, 3),
+    ("com.microsoft", "QLinearMul"): _codes(0, 3),
+    ("com.microsoft", "QLinearWhere"): _codes(1, 0, 4),
+    ("com.microsoft", "QLinearSigmoid"): _codes(0),
+    ("com.microsoft", "QLinearLeakyRelu"): _codes(0),
+    ("com.microsoft", "QLinearSoftmax"): _codes(0),
+    ("com.microsoft", "QLinearGlobalAveragePool"): _qlinear_global_pool,
+    ("com.microsoft", "QLinearAveragePool"): _qlinear_pool,
+    ("com.microsoft", "QLinearConcat"): _qlinear_concat,
 }

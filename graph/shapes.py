@@ -51,8 +51,9 @@ class Shapes:
     def declared(self, size: int | ir.SymbolicDim) -> Dim:
         """An exporter's size as ours."""
         if isinstance(size, int):
-            return size
-        return from_text(size.value) if size.value is not None else self.new_symbol()
+            return size if size >= 0 else self.new_symbol()
+        found = from_text(size.value) if size.value is not None else -1
+        return found if isinstance(found, Expr) or found >= 0 else self.new_symbol()
 
     def new_symbol(self) -> Expr:
         """A size nothing is known of."""

@@ -41,6 +41,13 @@ class ShardTensor(ir.LazyTensor):
         return ir.Tensor(np.asarray(self.part_of(read_whole(self.source)), order="C"))
 
 
+def bytes_of(dtype: ir.DataType | None, count: int) -> int:
+    """Bytes of `count` elements; strings count as pointers, unknown types as floats."""
+    if dtype is None:
+        return 4 * count
+    return 8 * count if dtype == ir.DataType.STRING else dtype.bitwidth * count // 8
+
+
 def read_whole(tensor: ir.TensorProtocol) -> np.ndarray:
     """Contents of a tensor; external data is read into memory of its own, no page stays mapped."""
     if not isinstance(tensor, ir.ExternalTensor):
@@ -53,6 +60,15 @@ def read_whole(tensor: ir.TensorProtocol) -> np.ndarray:
     contents = np.array(tensor.numpy())
     tensor.release()
     return contents
+
+
+INDEX_BITS = 32
+"""Integers of as many bits are indices, shapes and sums; quantised weights have fewer."""
+
+
+def is_index(tensor: ir.TensorProtocol) -> bool:
+    """Whether a constant holds indices or shapes, as opposed to weights, quantised or not."""
+    return tensor.dtype.is_integer() and tensor.dtype.bitwidth >= INDEX_BITS
 
 
 def transposed(source: ir.TensorProtocol, perm: Sequence[int]) -> ir.LazyTensor:

@@ -86,8 +86,10 @@ def _merge(x: Atom, y: Atom) -> None:
 def unify_segments(packed: Sequence[Atom], segments: Sequence[Sequence[Atom]]) -> None:
     """Equate a dim with the direct sum of `segments`; sizes must be ints."""
     atoms = resolve(packed)
-    if len(segments) == 1:
-        return unify(atoms, segments[0])
+    if len(segments) > 1:
+        segments = [segment for segment in segments if extent([segment])]
+    if len(segments) <= 1:
+        return unify(atoms, segments[0]) if segments else None
     if len(atoms) != 1:
         return None
     atom = atoms[0]
@@ -157,6 +159,8 @@ def normal(atoms: Iterable[Atom]) -> tuple[Item, ...]:
 def flat_segments(atom: Atom) -> list[tuple[Item, ...]]:
     flat: list[tuple[Item, ...]] = []
     for segment in atom.segments or []:
+        if not extent([segment]):
+            continue
         items = resolve(segment)
         if len(items) == 1 and items[0].segments is not None:
             flat.extend(flat_segments(items[0]))

@@ -31,6 +31,9 @@ exit status: 0 done, 1 verification found a difference, 2 bad input or request, 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit status."""
     arguments = list(sys.argv[1:] if argv is None else argv)
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:  # it was closed before we started
+            setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115
     if arguments[:1] == ["run"]:
         from backends.rank_main import rank_main
 
@@ -91,7 +94,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action=_Version, nargs=0, help="print the version and stop")
     parser.set_defaults(debug=False)
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
-    for add in (_add_plan, _add_shard, _add_inspect, _add_verify, _add_run, _add_doctor, _add_demo):
+    for add in ADDERS:
         add(commands)
     return parser
 
@@ -299,3 +302,16 @@ def _add_demo(commands: Commands) -> None:
         "tpcore demo --tp 2",
     )
     _add_tp(parser, required=False)
+
+
+def _add_ops(commands: Commands) -> None:
+    parser = _command(
+        commands, "ops", "list how every op is split, or why it is not", "tpcore ops --json"
+    )
+    _add_json(parser)
+
+
+ADDERS = (
+    *(_add_plan, _add_shard, _add_inspect, _add_verify, _add_run),
+    *(_add_ops, _add_doctor, _add_demo),
+)

@@ -15,7 +15,7 @@ from backends import registry
 from backends.placement import detect_environment
 from graph.errors import PlanError
 from graph.text import graph_text
-from tpcore import demo, doctor
+from tpcore import demo, doctor, ops_table
 from tpcore.bundle import open_bundle
 from tpcore.ops import OPS
 from tpcore.partition import Options
@@ -212,6 +212,7 @@ COMMANDS: dict[str, Callable[[argparse.Namespace], int]] = {
     "inspect": inspect_command,
     "verify": verify_command,
     "run": run_command,
+    "ops": ops_table.ops_command,
     "doctor": doctor.doctor_command,
     "demo": demo.demo_command,
 }

@@ -17,6 +17,8 @@ from graph.errors import PlanError
 from graph.shapes import Shapes
 
 DEFAULT_SIZE = 8
+LOOKUP_AXES = {"Gather": "axis", "GatherBlockQuantized": "gather_axis"}
+"""Attribute that names the axis along which an op looks rows up."""
 KEEPS_VALUES = {"Cast", "Identity", "Reshape", "Squeeze", "Unsqueeze", "Flatten", "Slice", "Expand"}
 
 
@@ -160,8 +162,9 @@ def _table_rows(value: ir.Value, shapes: Shapes) -> int | None:
         current = pending.pop()
         for node, index in current.uses():
             data = node.inputs[0]
-            if node.op_type == "Gather" and index == 1 and data in shapes.dims:
-                axis = node.attributes["axis"].as_int() if "axis" in node.attributes else 0
+            if node.op_type in LOOKUP_AXES and index == 1 and data in shapes.dims:
+                name = LOOKUP_AXES[node.op_type]
+                axis = node.attributes[name].as_int() if name in node.attributes else 0
                 rows: Dim = shapes.dims[data][axis]
                 found += [rows] if isinstance(rows, int) else []
             elif node.op_type in KEEPS_VALUES and index == 0:

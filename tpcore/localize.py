@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-import math
+from zlib import crc32
 
 import numpy as np
 import onnx_ir as ir
+from onnx_ir.passes.common import NameFixPass
 
 from graph.dialect import DOMAIN, VERSION, is_collective
-from graph.dims import Dim, divide
+from graph.dims import Dim, bind, divide, product
 from graph.layout import box_of
 from graph.weights import ShardTensor
 from tpcore.atoms import normal
-from tpcore.factors import NodeFactors
+from tpcore.factors import NodeFactors, tensors_of
 from tpcore.insert_reshards import ShardedGraph
 from tpcore.legalize import KEEP_ON_ROOT, LOCAL_SLICE
 from tpcore.localizers import LocalNode
@@ -20,6 +21,11 @@ from tpcore.ops import OPS
 from tpcore.sharding import Chain, Sharding, split_dim
 
 MAX_IR_VERSION = 13
+RANDOM_OPS = {
+    *("RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike"),
+    *("Bernoulli", "Multinomial"),
+}
+"""Ops that draw numbers; all but those with a seed draw others on every rank."""
 ROOT = 0
 """The rank that holds the value of a partial constant; all others hold zeros."""
 
@@ -36,6 +42,7 @@ def localize(sharded: ShardedGraph, rank: int) -> ir.Model:
         _localize_node(sharded, local)
     _set_shapes(sharded, graph, rank)
     _drop_unused(graph)
+    NameFixPass()(model)  # a name made here may be one of the model's
     if any(node.domain == DOMAIN for node in graph):
         graph.opset_imports[DOMAIN] = VERSION
     return model
@@ -52,8 +59,15 @@ def _localize_weight(value: ir.Value, held: Sharding, rank: int) -> None:
     value.shape = part.shape
 
 
+def _seed_of(node: ir.Node) -> int:
+    return crc32((node.name or "").encode()) % 10**6
+
+
 def _localize_node(sharded: ShardedGraph, local: LocalNode) -> None:
     node = local.node
+    if node.op_type in RANDOM_OPS and "seed" not in node.attributes:
+        # Every rank computes it, and all must draw the same numbers.
+        node.attributes["seed"] = ir.AttrFloat32("seed", float(_seed_of(node)))
     if node.domain == DOMAIN:
         _localize_step(local)
         return
@@ -62,23 +76,37 @@ def _localize_node(sharded: ShardedGraph, local: LocalNode) -> None:
     bound = sharded.plan.space.factors.nodes.get(local.source)
     if spec is None or chain is None or bound is None:
         return
+    split = _split_factors(local, bound)
     for name, factors in spec.attributes.items():
         if name in node.attributes:
-            size = _local_product(bound, factors.split(), chain, local.rank)
+            size = _local_product(bound, factors.split(), chain, local.rank, split)
             node.attributes[name] = ir.AttrInt64(name, size)
     if spec.localize is not None:
         spec.localize(local)
 
 
-def _local_product(bound: NodeFactors, factors: list[str], chain: Chain, rank: int) -> int:
+def _split_factors(local: LocalNode, bound: NodeFactors) -> set[str]:
+    """Factors in a dim that is split: the chain may run along others too, which are whole here."""
+    return {
+        name
+        for value, tensor in tensors_of(local.source, bound.rule)
+        for split in local.held(value).splits
+        if tensor is not None and split.dim < len(tensor)
+        for segment in tensor[split.dim]
+        for name in segment
+    }
+
+
+def _local_product(
+    bound: NodeFactors, factors: list[str], chain: Chain, rank: int, split: set[str]
+) -> int:
     size = 1
     for name in factors:
         if name not in bound.factors:
             continue
-        items = normal(bound.factors[name])
-        split = split_dim(0, items, chain)
-        whole = math.prod(item.size for item in items if not isinstance(item, tuple))
-        size *= split.parts[rank] if split else whole
+        part = split_dim(0, normal(bound.factors[name]), chain) if name in split else None
+        whole = bind(product(atom.size for atom in bound.factors[name]), {})
+        size *= part.parts[rank] if part else whole
     return size
 
 

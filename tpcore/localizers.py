@@ -58,17 +58,19 @@ class LocalNode:
     def emit(
         self,
         op_type: str,
-        operands: Sequence[ir.Value],
+        operands: Sequence[ir.Value | None],
         label: str,
         *,
         dtype: ir.DataType | None = None,
         attributes: dict[str, ir.Attr | int | list[int]] | None = None,
+        domain: str = "",
     ) -> ir.Value:
         """Insert a node before this one; its result has the first operand's dtype, or `dtype`."""
         name = f"{self.node.name}/{label}"
-        node = ir.node(op_type, operands, attributes or {}, name=name)
+        node = ir.node(op_type, operands, attributes or {}, domain=domain, name=name)
         node.outputs[0].name = f"{name}_out"
-        node.outputs[0].type = operands[0].type if dtype is None else ir.TensorType(dtype)
+        first = operands[0].type if operands[0] is not None else None
+        node.outputs[0].type = first if dtype is None else ir.TensorType(dtype)
         self.node.prepend(node)
         return node.outputs[0]
 
@@ -92,26 +94,33 @@ def _scales(held: Sharding, rank: int, count: int) -> tuple[list[int], list[int]
     return local, whole
 
 
-def shape_operand(x: LocalNode) -> None:
-    """Scale the shape operand of Reshape or Expand down to the local result."""
+def shape_operand(x: LocalNode, index: int = 1) -> None:
+    """Scale the shape operand of Reshape, Expand or Resize down to the local result."""
     held = x.held(x.source.outputs[0])
-    shape = x.source.inputs[1]
-    if not held.splits or shape is None:
+    shape = x.source.inputs[index] if index < len(x.source.inputs) else None
+    if not held.splits or shape is None or "axes" in x.source.attributes:
         return
     entries = list(x.shapes.contents[shape].flat)
     local, whole = _scales(held, x.rank, len(x.dims(x.source.outputs[0])))
     offset = len(local) - len(entries)
     local, whole = local[offset:], whole[offset:]
+    copies = (
+        not x.source.attributes["allowzero"].as_int() if "allowzero" in x.source.attributes else 1
+    )
     for i, entry in enumerate(entries):
+        size = x.dims(x.source.outputs[0])[i + offset]
+        if entry == 0 and copies and isinstance(size, int):
+            entries[i] = size  # what 0 would copy is local, and may belong to another dim
+            continue
         if entry in (-1, 0) or (entry == 1 and x.source.op_type == "Expand"):
             local[i] = whole[i] = 1
     fixed = [e * n // d if isinstance(e, int) else -1 for e, n, d in zip(entries, local, whole)]
     if all(isinstance(entry, int) for entry in entries):
-        x.node.replace_input_with(1, x.constant(np.array(fixed, np.int64), "local_shape"))
+        x.node.replace_input_with(index, x.constant(np.array(fixed, np.int64), "local_shape"))
         return
-    operand = x.node.inputs[1]
+    operand = x.node.inputs[index]
     if operand is not None:
-        x.node.replace_input_with(1, _scaled(x, operand, local, whole, "local_shape"))
+        x.node.replace_input_with(index, _scaled(x, operand, local, whole, "local_shape"))
 
 
 def _scaled(
@@ -208,12 +217,17 @@ def masked_gather(x: LocalNode) -> None:
 
     Unlike Gather itself this accepts an index out of bounds, whose row is zero.
     """
+    masked_lookup(x, x.source.attributes["axis"].as_int() if "axis" in x.source.attributes else 0)
+
+
+def masked_lookup(x: LocalNode, axis: int) -> None:
+    """`masked_gather` for any op that looks its operand 1 up along `axis` of operand 0."""
     data, index = x.source.inputs[0], x.node.inputs[1]
     held = x.held(data)
     if data is None or index is None or not x.held(x.source.outputs[0]).is_partial:
         return
     rank = len(x.dims(data))
-    axis = (x.source.attributes["axis"].as_int() if "axis" in x.source.attributes else 0) % rank
+    axis %= rank
     split = held.split_of(axis)
     if split is None or split.layout is None:
         return
@@ -230,20 +244,26 @@ def masked_gather(x: LocalNode) -> None:
     high = x.emit("Less", [place, rows], "not_after", dtype=ir.DataType.BOOL)
     mine = x.emit("And", [low, high], "mine", dtype=ir.DataType.BOOL)
     safe = x.emit("Where", [mine, place, zero], "safe_index", dtype=index.dtype)
-    _mask_result(x, data, safe, mine, axis, rank)
+    _mask_result(x, safe, mine, axis, rank)
 
 
-def _mask_result(
-    x: LocalNode, data: ir.Value, safe: ir.Value, mine: ir.Value, axis: int, rank: int
-) -> None:
-    table = x.node.inputs[0]
-    if table is None or data.dtype is None:
+def _mask_result(x: LocalNode, safe: ir.Value, mine: ir.Value, axis: int, rank: int) -> None:
+    result = x.source.outputs[0]
+    if result.dtype is None:
         return
-    found = x.emit("Gather", [table, safe], "rows_found", attributes={"axis": axis})
+    operands = [safe if i == 1 else value for i, value in enumerate(x.node.inputs)]
+    found = x.emit(
+        x.node.op_type,
+        operands,
+        "rows_found",
+        dtype=result.dtype,
+        attributes=dict(x.node.attributes),
+        domain=x.node.domain,
+    )
     width = len(x.dims(x.source.inputs[1]))  # type: ignore[arg-type]
     trailing = [width + i for i in range(rank - axis - 1)]
     if trailing:
         axes = x.constant(np.array(trailing, np.int64), "mask_axes")
         mine = x.emit("Unsqueeze", [mine, axes], "mask", dtype=ir.DataType.BOOL)
-    nothing = x.constant(np.zeros((), data.dtype.numpy()), "no_row")
-    x.become(x.emit("Where", [mine, found, nothing], "masked", dtype=data.dtype))
+    nothing = x.constant(np.zeros((), result.dtype.numpy()), "no_row")
+    x.become(x.emit("Where", [mine, found, nothing], "masked", dtype=result.dtype))

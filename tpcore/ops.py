@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+from tpcore.rules.along import ALONG_OPS
 from tpcore.rules.attention import ATTENTION_OPS
+from tpcore.rules.conv import CONV_OPS
 from tpcore.rules.elementwise import ELEMENTWISE_OPS
 from tpcore.rules.matmul import MATMUL_OPS
+from tpcore.rules.microsoft import MICROSOFT_OPS
+from tpcore.rules.moe import MOE_OPS
 from tpcore.rules.norm import NORM_OPS
+from tpcore.rules.quant import QUANT_OPS
 from tpcore.rules.shape import SHAPE_OPS
 from tpcore.rules.spec import OpSpec
 
@@ -15,4 +20,9 @@ OPS: dict[tuple[str, str], OpSpec] = {
     **NORM_OPS,
     **SHAPE_OPS,
     **ATTENTION_OPS,
+    **CONV_OPS,
+    **ALONG_OPS,
+    **MICROSOFT_OPS,
+    **MOE_OPS,
+    **QUANT_OPS,
 }

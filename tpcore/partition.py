@@ -9,6 +9,7 @@ from pathlib import Path
 import onnx_ir as ir
 
 from graph.canonicalize import canonicalize
+from graph.errors import GraphError
 from graph.reader import read_model
 from tpcore.insert_reshards import ShardedGraph, insert_reshards
 from tpcore.legalize import legalize
@@ -16,6 +17,9 @@ from tpcore.localize import localize
 from tpcore.plan import Plan, make_plan
 from tpcore.simplify import simplify
 from tpcore.text import graph_text, plan_text, sharded_text
+
+MIN_OPSET = 13
+"""Before this opset axes are attributes and Softmax has another meaning."""
 
 Dump = Callable[[str, Callable[[], str]], None]
 
@@ -39,11 +43,21 @@ def plan_model(path: Path, options: Options) -> Plan:
     dump = _dumper(options.dump)
     model = read_model(path)
     dump("read", lambda: graph_text(model))
+    _check_opset(path, model)
     model, shapes = canonicalize(model)
     dump("canonicalize", lambda: graph_text(model))
     plan = make_plan(model, shapes, options.tp, preset=options.plan, sizes=options.sizes)
     dump("plan", lambda: plan_text(plan))
     return plan
+
+
+def _check_opset(path: Path, model: ir.Model) -> None:
+    opset = model.opset_imports.get("", MIN_OPSET)
+    if opset < MIN_OPSET:
+        raise GraphError(
+            f"'{path}' uses opset {opset}, and models are split from opset {MIN_OPSET} on. "
+            f"Convert it with onnx.version_converter.convert_version(model, {MIN_OPSET})."
+        )
 
 
 def shard_plan(plan: Plan, options: Options) -> ShardedGraph:

@@ -14,6 +14,7 @@ from graph.dims import Expr
 from graph.errors import PlanError
 from graph.mesh import Mesh
 from graph.shapes import Shapes
+from graph.weights import is_index
 from tpcore.factors import solve_factors
 from tpcore.planner.cost import SHARED_MEMORY_CPU, CostModel, Topology, default_price
 from tpcore.planner.problem import Choices, choose, find_states, placement_text
@@ -116,12 +117,14 @@ def _check_ranks(space: StrategySpace, model: ir.Model, ranks: int) -> None:
     sizes = {
         (int(size), v.name)
         for v in weights
-        if len(v.const_value.shape) >= 2 and not v.const_value.dtype.is_integer()  # type: ignore[union-attr]
+        if len(v.const_value.shape) >= 2 and not is_index(v.const_value)  # type: ignore[union-attr, arg-type]
         for size in v.const_value.shape.numpy()  # type: ignore[union-attr]
     }
     if not sizes:
         return  # nothing to split: every rank computes the whole graph, and the report says so
     largest, name = max(sizes)
+    if largest >= ranks:
+        return  # what stands in the way is something else: the report gives each weight's reason
     raise PlanError(
         f"cannot split over tp={ranks}: the largest dim of any weight is {largest} (of '{name}'), "
         f"and {ranks} ranks would leave some of them without a part. Choose tp up to {largest}."

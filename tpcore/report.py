@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -11,8 +12,9 @@ import onnx_ir as ir
 
 from graph.dialect import is_collective, parse_node
 from graph.dims import bind
+from graph.errors import VerifyError
 from graph.shapes import MAX_CONTENTS
-from graph.weights import ShardTensor
+from graph.weights import ShardTensor, bytes_of, is_index
 from tpcore.insert_reshards import ShardedGraph
 from tpcore.ops import OPS
 from tpcore.plan import Plan
@@ -33,8 +35,10 @@ def split_report(sharded: ShardedGraph, ranks: Sequence[ir.Model]) -> dict[str, 
     unsplit: list[dict[str, Any]] = []
     split_bytes = total = 0
     for values in by_source:
-        size = values[0].const_value.nbytes  # type: ignore[union-attr]
+        size = _tensor_bytes(values[0].const_value)
         total += size
+        for value in values:
+            _check_covered(sharded, value)
         whole = [value for value in values if not sharded.held(value).splits]
         if whole:
             unsplit.append(
@@ -64,7 +68,18 @@ def _weights_by_source(graph: ir.Graph) -> list[list[ir.Value]]:
 
 def _is_weight(tensor: ir.TensorProtocol) -> bool:
     """Whether a constant counts as a weight: the small integers of shape arithmetic do not."""
-    return not (tensor.dtype.is_integer() and tensor.size <= MAX_CONTENTS)
+    return not (is_index(tensor) and tensor.size <= MAX_CONTENTS)
+
+
+def _tensor_bytes(tensor: ir.TensorProtocol | None) -> int:
+    return 0 if tensor is None else bytes_of(tensor.dtype, tensor.size)
+
+
+def _check_covered(sharded: ShardedGraph, value: ir.Value) -> None:
+    """Refuse a split of which the ranks' parts together are less than the weight."""
+    held = sharded.held(value)
+    if held.splits and sum(held.fraction(rank) for rank in range(sharded.mesh.size)) < 1 - 1e-9:
+        raise VerifyError(f"the ranks together hold less than the whole of weight '{value.name}'.")
 
 
 def count_collectives(model: ir.Model) -> dict[str, int]:
@@ -78,17 +93,17 @@ def comm_bytes(sharded: ShardedGraph) -> int:
     for node in sharded.model.graph:
         if is_collective(node):
             value = node.outputs[0]
-            count = (value.dtype.bitwidth if value.dtype else 32) / 8
-            for size in sharded.shapes.dims.get(value, ()):
-                count *= bind(size, sharded.plan.sizes)
-            total += parse_node(node).bytes_sent(int(count), sharded.mesh.size)
+            dims = sharded.shapes.dims.get(value, ())
+            count = math.prod(bind(size, sharded.plan.sizes) for size in dims)
+            size = bytes_of(value.dtype, count)
+            total += parse_node(node).bytes_sent(size, sharded.mesh.size)
     return round(total)
 
 
 def weight_bytes(model: ir.Model) -> int:
     """Bytes of the weights of one rank; parts that are stored once count once."""
     parts = {
-        tensor.key: tensor.nbytes
+        tensor.key: _tensor_bytes(tensor)
         for value in model.graph.initializers.values()
         if isinstance(tensor := value.const_value, ShardTensor) and _is_weight(tensor.source)
     }

@@ -86,6 +86,31 @@ def split_dim(dim: int, items: tuple[Item, ...], chain: Chain) -> DimSplit | Non
     return DimSplit(dim, whole, units, symbolic=static != items)
 
 
+def covers(dims: Sequence[tuple[Item, ...]], placement: Placement) -> bool:
+    """Whether the ranks' parts make up the whole value.
+
+    They do unless one atom is split twice: along two dims, or twice in the product of one, the
+    ranks would hold the blocks on a diagonal. Segments of a packed dim stand side by side, so the
+    same atom may occur in several of them.
+    """
+    if placement.chain is None:
+        return True
+    split = [d for i, d in enumerate(dims) if not placement.only or i in placement.only]
+    return all(
+        sum(_times_split(items, atom) for items in split) <= 1 for atom in placement.chain.atoms
+    )
+
+
+def _times_split(items: Sequence[Item], atom: Atom) -> int:
+    """How often an index of a product of items is an index of `atom`."""
+    return sum(
+        max((_times_split(segment, atom) for segment in item), default=0)
+        if isinstance(item, tuple)
+        else item is atom
+        for item in items
+    )
+
+
 def _size(items: Sequence[Item]) -> int:
     size = 1
     for item in items:

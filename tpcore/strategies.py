@@ -15,6 +15,7 @@ from itertools import pairwise, zip_longest
 
 import onnx_ir as ir
 
+from graph.weights import is_index
 from tpcore.atoms import Atom, atoms_in
 from tpcore.factors import FactorGraph, NodeFactors, tensors_of
 from tpcore.ops import OPS
@@ -29,8 +30,12 @@ from tpcore.sharding import (
     DimSplit,
     Placement,
     Sharding,
+    covers,
     split_dim,
 )
+
+LOOKUPS = ("Gather", "GatherBlockQuantized")
+"""Ops that look rows up, of which a rank must hold one range."""
 
 
 @dataclass(frozen=True)
@@ -165,7 +170,10 @@ class StrategySpace:
                     operands[index] = PARTIAL
         if all(place == REPLICATE for place in (*operands, *results)):
             return None
-        if summed and self._counts_twice(node, operands):
+        places = [*zip(node.inputs, operands), *zip(node.outputs, results)]
+        if not all(v is None or covers(self.factors.normal_dims(v), p) for v, p in places):
+            return None
+        if summed and (self._counts_twice(node, operands) or not _can_be_summed(node)):
             return None
         if not self._is_local(node, operands, results):
             return None
@@ -199,10 +207,16 @@ class StrategySpace:
 
     def _is_local(self, node: ir.Node, operands: list[Placement], results: list[Placement]) -> bool:
         """Whether every rank can work on its part: a looked-up table needs one range per rank."""
-        if node.op_type != "Gather" or results[0] != PARTIAL or node.inputs[0] is None:
+        if node.op_type not in LOOKUPS or results[0] != PARTIAL or node.inputs[0] is None:
             return True
         layouts = self.sharding(node.inputs[0], operands[0]).layouts
         return len(layouts) == 1 and all(len(held) == 1 for held in layouts[0].ranges)
+
+
+def _can_be_summed(node: ir.Node) -> bool:
+    """Whether the results are numbers: of booleans and strings there are no sums."""
+    no_numbers = (ir.DataType.BOOL, ir.DataType.STRING)
+    return not any(value.dtype in no_numbers for value in node.outputs)
 
 
 def _grouped_by_dim(
@@ -271,7 +285,7 @@ def _is_weight(value: ir.Value) -> bool:
     tensor = value.const_value
     return (
         tensor is not None
-        and not tensor.dtype.is_integer()
+        and not is_index(tensor)
         and sum(size > 1 for size in tensor.shape.numpy()) >= 2
     )
 

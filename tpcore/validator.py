@@ -31,7 +31,11 @@ MAX_TRIALS = 400
 """Runs per case; a case that would take more has its missing strategies not looked for."""
 
 LONE_SCALE = "scale and bias are weights, of which no one makes partial sums"
+WEIGHT = "it is a weight, of which no one makes partial sums"
+SCATTERED = "values are not partial where they are written into others"
+MAYBE_LINEAR = "it is linear for some of its attributes only"
 HEADS_FIRST = "values are not partial where attention starts: their heads are split before it"
+SCALES = "scales are weights, of which no one makes partial sums"
 KNOWN_MISSING: tuple[tuple[str, str, str], ...] = (
     ("Cast", r"P\(sum\) -> P\(sum\)", "a narrower type would round every part"),
     ("LayerNormalization", r"R, P.* -> P\(sum\)(, R)*", LONE_SCALE),
@@ -45,6 +49,33 @@ KNOWN_MISSING: tuple[tuple[str, str, str], ...] = (
     ("Attention", r"R, R, S\(3\).* -> S\(3\).*", "heads are split, not what is inside one"),
     ("Attention", r"R, R, P.* -> P\(sum\).*", HEADS_FIRST),
     ("GroupQueryAttention", r"R, R, P.* -> P\(sum\).*", HEADS_FIRST),
+    ("MatMulNBits", r"P\(sum\), .* -> P\(sum\)", "activations are rounded, by accuracy_level"),
+    ("MatMulNBits", r"S.*, S\(2\).*, R -> P\(sum\)", "a block is never cut"),
+    ("MatMulNBits", r"R, R, P.* -> P\(sum\)", SCALES),
+    ("GatherBlockQuantized", r"R, R, P.* -> P\(sum\)", SCALES),
+    ("DequantizeLinear", r"R, P.* -> P\(sum\)", SCALES),
+    ("DequantizeLinear", r"S.*, S.* -> S.*", "blocks that do not fill a dim are not split"),
+    ("MatMulIntegerToFloat", r"R, R, .* -> P\(sum\)", SCALES),
+    ("DynamicQuantizeMatMul", r"R, R, P.* -> P\(sum\)", SCALES),
+    ("QGemm", r"R, .* -> P\(sum\)", SCALES),
+    ("QAttention", r"R, R, P.* -> P\(sum\).*", SCALES),
+    ("MultiHeadAttention", r"R, R, P.* -> P\(sum\).*", HEADS_FIRST),
+    ("LinearAttention", r".*P.* -> P\(sum\).*", HEADS_FIRST),
+    ("CausalConvWithState", r".*P.* -> P\(sum\).*", MAYBE_LINEAR),
+    ("MoE", r"R, R, R, -, P\(sum\) -> P\(sum\)", WEIGHT),
+    ("BatchNormalization", r"R, P.* -> P\(sum\)", LONE_SCALE),
+    ("InstanceNormalization", r"R, P.* -> P\(sum\)", LONE_SCALE),
+    ("GroupNormalization", r"R, P.* -> P\(sum\)", LONE_SCALE),
+    ("GroupNorm", r"R, P.* -> P\(sum\)", LONE_SCALE),
+    ("SkipGroupNorm", r"R, P.* -> P\(sum\)", LONE_SCALE),
+    ("GatedRMSNorm", r"R, P.* -> P\(sum\)", LONE_SCALE),
+    ("GatedAdd", r"P\(sum\), R, P\(sum\) -> P\(sum\)", MAYBE_LINEAR),
+    ("Dropout", r"P.* -> P\(sum\).*", "its mask is no sum"),
+    ("Pad", r"P.* -> P\(sum\)", MAYBE_LINEAR),
+    ("RoiAlign", r"P\(sum\), R, R -> P\(sum\)", MAYBE_LINEAR),
+    ("Scatter", r"P.* -> P\(sum\)", SCATTERED),
+    ("ScatterElements", r"P.* -> P\(sum\)", SCATTERED),
+    ("ScatterND", r"P.* -> P\(sum\)", SCATTERED),
     ("RotaryEmbedding", r"R,.* P\(sum\), P\(sum\) -> P\(sum\)", "the cache is a constant"),
 )
 """(op, pattern of the missing placement, why it is not offered)."""

@@ -16,7 +16,7 @@ TEXT = """(float[batch, 4] x, int64[?] i) => (y, z) {
     [b] t = Reshape (h, shape)
     [c] y, z = Split <axis = 1, num_outputs = 2> (t)
     [d] c = Clip (h, , most)
-    [e] f = com.microsoft.FusedMatMul <alpha = 0.5, transA = 0> (x, w)
+    [e] f = com.microsoft.FusedMatMulActivation <alpha = 0.5, transA = 0> (x, w)
 }"""
 
 
@@ -39,7 +39,7 @@ def test_every_line() -> None:
         "  t = Reshape(h, shape): f32[batch, 2, 3]",
         "  y, z = Split(t, axis=1, num_outputs=2): f32[batch, 1, 3], f32[batch, 1, 3]",
         "  c = Clip(h, -, most): f32[batch, 6]",
-        "  f = com.microsoft.FusedMatMul(x, w, alpha=0.5, transA=0): ?[?]",
+        "  f = com.microsoft.FusedMatMulActivation(x, w, alpha=0.5, transA=0): ?[?]",
         "  output y",
         "  output z",
     ]

@@ -15,7 +15,11 @@ from tpcore.validator import KNOWN_MISSING, Findings, validate
 RANKS = (2, 3, 4)
 OP_NAMES = sorted({f"{case.domain or 'ai.onnx'}:{case.op_type}" for case in CASES})
 
-TOO_MANY = {"GroupQueryAttention", "Attention", "SkipLayerNormalization"}
+TOO_MANY = {
+    *("GroupQueryAttention", "Attention", "MultiHeadAttention", "LinearAttention", "MoE", "QMoE"),
+    *("SkipLayerNormalization", "SkipGroupNorm", "EmbedLayerNormalization"),
+}
+TOO_MANY |= {"MatMulNBits", "GatherBlockQuantized", "QGemm", "QLinearConv", "QAttention"}
 """Ops with cases of too many operands to try every placement; their other cases are tried."""
 
 

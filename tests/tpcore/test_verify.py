@@ -184,3 +184,18 @@ def test_json_has_no_infinity() -> None:
     assert seen["outputs"]["z"]["max_abs_diff"] == 1e-6
     assert seen["first_divergence"]["max_abs_diff"] is None
     assert Verification([right], None).to_json()["first_divergence"] is None
+
+
+def test_a_mask_does_not_hide_what_differs() -> None:
+    mask = float(np.finfo(np.float32).min)
+    want = np.array([1, 2, 3, mask, 1e9], np.float32)
+    got = np.array([1, 2, 4, mask, 1e9], np.float32)
+    found = compare("y", got, want)
+    assert not found.equal and found.max_rel_diff == pytest.approx(1 / 3)
+    assert compare("y", want, want).equal
+
+
+def test_an_output_far_above_the_others_is_compared_with_itself() -> None:
+    want = np.array([1.0, 2.0, 1e9], np.float32)
+    assert compare("y", want * np.array([1, 1, 1 + 1e-6], np.float32), want).equal
+    assert not compare("y", want * np.array([1, 1, 1.01], np.float32), want).equal

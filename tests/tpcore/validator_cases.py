@@ -11,6 +11,9 @@ from typing import Any
 
 import numpy as np
 
+from tests.tpcore.cases_nets import NETS
+from tests.tpcore.cases_ops import OTHERS
+from tests.tpcore.cases_quant import QUANT
 from tpcore.rules.elementwise import UNARY
 from tpcore.trial import Array, Case
 
@@ -282,4 +285,7 @@ ATTENTION = [
     rotary((2, 3, 20), MICROSOFT),
 ]  # fmt: skip
 
-CASES: list[Case] = [*ELEMENTWISE, *CONTRACTIONS, *NORMS, *SHAPES, *ATTENTION]
+CASES: list[Case] = [
+    *(*ELEMENTWISE, *CONTRACTIONS, *NORMS, *SHAPES, *ATTENTION),
+    *(*NETS, *OTHERS, *QUANT),
+]

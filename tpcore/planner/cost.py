@@ -15,6 +15,7 @@ import onnx_ir as ir
 
 from graph.dims import Expr, bind, product
 from graph.shapes import Shapes
+from graph.weights import bytes_of
 from tpcore.factors import NodeFactors
 from tpcore.reshard import ReshardKind, reshard_kind
 from tpcore.sharding import Sharding
@@ -78,7 +79,7 @@ class CostModel:
         if value not in self._bytes:
             dims = self.shapes.dims.get(value, ())
             count = math.prod(bind(size, self.sizes) for size in dims)
-            self._bytes[value] = count * (value.dtype.bitwidth if value.dtype else 32) // 8
+            self._bytes[value] = bytes_of(value.dtype, count)
         return self._bytes[value]
 
     def op_seconds(
@@ -133,13 +134,18 @@ class CostModel:
 
 
 def default_price(graph: ir.Graph, topology: Topology) -> float:
-    """Seconds per byte, such that the average weight matrix is worth a few collectives."""
-    sizes = [
-        value.const_value.nbytes
-        for value in graph.initializers.values()
-        if value.const_value is not None and len(value.const_value.shape) >= 2
-    ]
-    if not sizes or not sum(sizes):
-        return 0.0
+    """Seconds per byte, such that the average weight matrix is worth a few collectives.
+
+    Constants that share their data are one, and so is a quantised matrix with its scales and zero
+    points, which the same nodes read.
+    """
+    users: dict[int, set[ir.Node]] = {}
+    sizes: dict[int, int] = {}
+    for value in graph.initializers.values():
+        tensor = value.const_value
+        if tensor is not None and len(tensor.shape) >= 2:
+            users.setdefault(id(tensor), set()).update(user for user, _ in value.uses())
+            sizes[id(tensor)] = bytes_of(tensor.dtype, tensor.size)
+    count, total = len(set(map(frozenset, users.values()))), sum(sizes.values())
     alpha = topology.alpha_seconds[ReshardKind.ALL_REDUCE]
-    return MATRIX_PRICE_COLLECTIVES * alpha * len(sizes) / sum(sizes)
+    return MATRIX_PRICE_COLLECTIVES * alpha * count / total if total else 0.0

@@ -13,7 +13,7 @@ from tpcore.rules.spec import OpSpec, broadcast_text, make
 
 
 def group_query_attention(c: Context) -> Rule | None:
-    """com.microsoft GroupQueryAttention, with q, k, v packed in one operand or apart."""
+    """`b s! (h g e!|h e|h e), b h p! e, b h p e -> b s (h g e), b h t! e, b h t e`, or apart."""
     heads, kv_heads = c.attribute("num_heads"), c.attribute("kv_num_heads")
     packed = c.operand(1) is None
     head_size = divide(c.dims(0)[2], heads + 2 * kv_heads if packed else heads)
@@ -46,7 +46,7 @@ def _with_absent(c: Context, operands: list[str]) -> str:
 
 
 def attention(c: Context) -> Rule | None:
-    """ai.onnx Attention of opset 23 and later, with 3-D or 4-D operands."""
+    """`b s (h g e!), b t! (h e), b t (h f!) -> b s (h g f)`, or 4-D `b (h g) s e!`."""
     query, key, value = c.dims(0), c.dims(1), c.dims(2)
     flat = len(query) == 3
     heads = c.attribute("q_num_heads") if flat else query[1]
@@ -54,7 +54,7 @@ def attention(c: Context) -> Rule | None:
     if not (isinstance(heads, int) and isinstance(kv_heads, int)):
         return None
     sizes = {"h": kv_heads, "g": heads // kv_heads}
-    query_dim = "s!" if c.attribute("is_causal", 0) else "s"
+    query_dim = "s!" if _looks_by_place(c) else "s"
     if flat:
         key_size, value_size = divide(key[2], kv_heads), divide(value[2], kv_heads)
         if key_size is None or value_size is None:
@@ -69,6 +69,12 @@ def attention(c: Context) -> Rule | None:
     results += ["b h t2! e", "b h t2 f", "b (h g) s t2"]
     text = _with_absent(c, operands) + " -> " + ", ".join(results[: len(c.node.outputs)])
     return make(text, sizes)
+
+
+def _looks_by_place(c: Context) -> bool:
+    """Whether the place of a query decides which keys it sees."""
+    windows = (c.attribute(f"{side}_window_size", -1) for side in ("left", "right"))
+    return bool(c.attribute("is_causal", 0)) or any(size >= 0 for size in windows)
 
 
 def rotary_embedding(c: Context) -> Rule | None:

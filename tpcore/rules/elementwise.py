@@ -13,7 +13,7 @@ Sigmoid Sign Sin Sinh Softplus Softsign Sqrt Swish Tan Tanh ThresholdedRelu""".s
 LINEAR_UNARY = ["Identity", "Neg"]
 NARY = """And BitwiseAnd BitwiseOr BitwiseXor BitShift Equal Greater GreaterOrEqual Less LessOrEqual
 Max Min Mod Or Pow PRelu Xor""".split()
-MICROSOFT = ["BiasGelu", "FastGelu", "Gelu", "QuickGelu"]
+MICROSOFT = ["BiasGelu", "FastGelu", "Gelu", "QuickGelu", "ScaledSiLU"]
 
 
 def elementwise(c: Context) -> Rule:
@@ -26,7 +26,7 @@ def elementwise(c: Context) -> Rule:
 
 
 def clip(c: Context) -> Rule:
-    """Like an elementwise op of its first operand; the bounds are scalars."""
+    """`d0 d1, *, * -> d0 d1`: the bounds are scalars."""
     labels = names(len(c.dims(0)))
     rest = ", *" * (len(c.node.inputs) - 1)
     return make(f"{' '.join(labels)}{rest} -> {' '.join(labels)}")

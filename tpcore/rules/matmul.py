@@ -1,4 +1,4 @@
-"""Contractions: matrix product and convolution."""
+"""The matrix product."""
 
 from __future__ import annotations
 
@@ -19,19 +19,6 @@ def matmul(c: Context) -> Rule:
     return make(" ".join(left) + ", " + " ".join(right) + " -> " + " ".join(out))
 
 
-def conv(c: Context) -> Rule:
-    """`b c+ x!, o c k! -> b o y!`; with groups `b (g c) x!, (g o) c! k! -> b (g o) y!`."""
-    weight = c.dims(1)
-    window = len(weight) - 2
-    groups = c.attribute("group", 1)
-    channels, out, kernel = ("c+", "o", "c") if groups == 1 else ("(g c!)", "(g o)", "c!")
-    x, k, y = (" ".join(f"{name}{i}!" for i in range(window)) for name in "xky")
-    bias = f", {out}" if c.operand(2) is not None else ""
-    sizes = {} if groups == 1 else {"g": groups, "c": weight[1], "o": weight[0] // groups}
-    return make(f"b {channels} {x}, {out} {kernel} {k}{bias} -> b {out} {y}", sizes)
-
-
 MATMUL_OPS: dict[tuple[str, str], OpSpec] = {
     ("", "MatMul"): OpSpec(matmul, linear=((0,), (1,))),
-    ("", "Conv"): OpSpec(conv, linear=((0,), (1,)), addends=(2,), attributes={"group": "g"}),
 }

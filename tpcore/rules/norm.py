@@ -82,6 +82,6 @@ NORM_OPS: dict[tuple[str, str], OpSpec] = {
     ("", "ReduceSumSquare"): OpSpec(reduce_sum),
     **{
         ("", op): OpSpec(reduce_whole)
-        for op in "ReduceMax ReduceMin ReduceProd ReduceL2 ReduceLogSumExp".split()
+        for op in "ReduceMax ReduceMin ReduceProd ReduceL2 ReduceLogSum ReduceLogSumExp".split()
     },
 }

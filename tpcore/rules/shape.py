@@ -61,7 +61,7 @@ def reshape(c: Context) -> Rule:
     have, want = c.dims(0), c.shapes.of(c.node.outputs[0])
     sizes: dict[str, Dim] = {}
     left, right = factorise(have, want, sizes)
-    return make(f"{_compound(left)}, * -> {_compound(right)}", sizes)
+    return make(f"{compound(left)}, * -> {compound(right)}", sizes)
 
 
 def factorise(have: Dims, want: Dims, sizes: dict[str, Dim]) -> tuple[list[list[str]], ...]:
@@ -104,7 +104,8 @@ def _match_dims(
         open_dims = [[i for i in dims if shapes[s][i] != 1] for s, dims in enumerate(open_dims)]
 
 
-def _compound(dims: list[list[str]]) -> str:
+def compound(dims: list[list[str]]) -> str:
+    """Text of a tensor whose dims are products of factors."""
     return " ".join("(" + " ".join(f or ["1"]) + ")" for f in dims)
 
 
@@ -113,12 +114,16 @@ def slice_(c: Context) -> Rule:
     dims = c.dims(0)
     operand, result = names(len(dims)), names(len(dims))
     sizes: dict[str, Dim] = {}
+    constant = c.shapes.ints(c.operand(1)) is not None and c.shapes.ints(c.operand(2)) is not None
     for dim, start, stop, step in slice_bounds(c):
         size = dims[dim]
         if (start, stop, step) == (0, size, 1):
             continue
-        if not (isinstance(start, int) and isinstance(stop, int) and isinstance(size, int)) or (
-            step != 1 or stop <= start
+        if (
+            not (isinstance(start, int) and isinstance(stop, int) and isinstance(size, int))
+            or not constant  # the bounds of all dims are one tensor, which could not be rewritten
+            or step != 1
+            or stop <= start
         ):
             operand[dim], result[dim] = f"d{dim}!", f"out{dim}!"
             continue
@@ -175,7 +180,7 @@ def gather(c: Context) -> Rule:
 
 
 def shape_only(c: Context) -> Rule:
-    """Any split of the operand, and a replicated result."""
+    """`d0 d1 -> *`: any split of the operand, and a replicated result."""
     return make(f"{' '.join(names(len(c.dims(0))))} -> *")
 
 
