@@ -36,7 +36,6 @@ def canonicalize(model: ir.Model) -> tuple[ir.Model, Shapes]:
         GraphError: an op is used with operands its schema does not allow.
     """
     _use_passes(model)
-    infer_shapes(model)  # a Gemm's scalars have the type of its operands
     _expand_gemms(model)
     _fold_transposes(model)
     shapes = infer_shapes(model)
@@ -95,9 +94,11 @@ def _add_initializer(graph: ir.Graph, name: str, tensor: ir.TensorProtocol) -> i
 
 
 def _expand_gemms(model: ir.Model) -> None:
-    for node in model.graph:
-        if node.op_type == "Gemm" and node.domain == "":
-            _expand_gemm(model.graph, node)
+    gemms = [n for n in model.graph if n.op_type == "Gemm" and n.domain == ""]
+    if gemms:
+        infer_shapes(model)  # their scalars have the type of their operands
+    for gemm in gemms:
+        _expand_gemm(model.graph, gemm)
 
 
 def _expand_gemm(graph: ir.Graph, gemm: ir.Node) -> None:
