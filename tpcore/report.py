@@ -6,6 +6,7 @@ import math
 import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from typing import Any
 
 import onnx_ir as ir
@@ -16,10 +17,7 @@ from graph.errors import VerifyError
 from graph.shapes import MAX_CONTENTS
 from graph.weights import ShardTensor, bytes_of, is_index
 from tpcore.insert_reshards import ShardedGraph
-from tpcore.ops import OPS
-from tpcore.plan import Plan
-from tpcore.planner.problem import captured
-from tpcore.sharding import REPLICATE
+from tpcore.unsplit import NOTHING, why_whole
 
 MAX_RANKS_SHOWN = 8
 SHOWN = 2
@@ -41,11 +39,11 @@ def split_report(sharded: ShardedGraph, ranks: Sequence[ir.Model]) -> dict[str, 
             _check_covered(sharded, value)
         whole = [value for value in values if not sharded.held(value).splits]
         if whole:
-            unsplit.append(
-                {"name": whole[0].name, "bytes": size, "reason": _reason(sharded.plan, whole[0])}
-            )
+            why = why_whole(sharded.plan, whole[0])
+            unsplit.append({"name": whole[0].name, "bytes": size, **asdict(why)})
         else:
             split_bytes += size
+    unsplit = [entry | {"share": entry["bytes"] / total} for entry in unsplit]
     unsplit.sort(key=lambda entry: -entry["bytes"])
     return {
         "world_size": sharded.mesh.size,
@@ -110,35 +108,6 @@ def weight_bytes(model: ir.Model) -> int:
     return sum(parts.values())
 
 
-def _reason(plan: Plan, value: ir.Value) -> str:
-    """Why a weight is held whole, half a sentence."""
-    if plan.mesh.size == 1:
-        return "there is one rank"
-    if len(plan.choices.hubs[value]) == 1 and value.name in plan.pinned:
-        return "the plan given keeps it whole"
-    if plan.held(value).is_partial:
-        return "it is added once: rank 0 holds it, the other ranks hold zeros"
-    if value.const_value is not None and value.const_value.size <= 1:
-        return "it is a scalar"
-    if value in captured(plan.model.graph):
-        return "the body of an If, Loop or Scan reads it, and bodies are not split"
-    for node, index in value.uses():
-        if (node.domain, node.op_type) not in OPS:
-            return f"op {node.op_type} of node '{node.name}' has no sharding rule"
-        bound = plan.space.factors.nodes.get(node)
-        if bound is None:
-            return f"op {node.op_type} of node '{node.name}' has shapes that are not known"
-        if all(s.operands[index] == REPLICATE for s in plan.choices.strategies[node]):
-            return _too_small(value, plan.mesh.size) or f"op {node.op_type} needs it whole"
-    return "splitting it costs more exchange than the memory it saves is worth"
-
-
-def _too_small(value: ir.Value, ranks: int) -> str | None:
-    tensor = value.const_value
-    largest = max(tensor.shape.numpy(), default=1) if tensor is not None else ranks
-    return f"none of its dims has {ranks} parts" if largest < ranks else None
-
-
 # --- for people -----------------------------------------------------------------------------------
 
 
@@ -174,9 +143,10 @@ def _unsplit_lines(unsplit: Sequence[Mapping[str, Any]]) -> list[str]:
     groups: dict[str, list[Mapping[str, Any]]] = {}
     for entry in unsplit:
         groups.setdefault(re.sub(r" of node '.*'", "", entry["reason"]), []).append(entry)
+    held = sum_bytes(unsplit)
     lines = [
-        f"whole          {len(unsplit)} weights, {human_bytes(sum_bytes(unsplit))} on every rank"
-        " (--json: each with its reason)"
+        f"whole          {len(unsplit)} weights, {human_bytes(held)} on every rank,"
+        f" {sum(entry['share'] for entry in unsplit):.1%} of all (--json: each with its reason)"
     ]
     for reason, entries in groups.items():
         names = ", ".join(str(entry["name"]) for entry in entries[:SHOWN])
@@ -185,6 +155,8 @@ def _unsplit_lines(unsplit: Sequence[Mapping[str, Any]]) -> list[str]:
             f"  {human_bytes(sum_bytes(entries)):>9}  {reason}:",
             f"             {names}{more}",
         ]
+        if entries[0]["help"] != NOTHING:
+            lines.append(f"             to split it, {entries[0]['help']}")
     return lines
 
 

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import onnx
 import pytest
 
@@ -70,7 +71,8 @@ def check_report(report: dict[str, Any], ranks: int) -> None:
     total = report["weight_bytes_total"]
     assert round((1 - report["split_fraction"]) * total) == whole
     for entry in report["unsplit"]:
-        assert set(entry) == {"name", "bytes", "reason"} and entry["reason"]
+        assert set(entry) == {"name", "bytes", "share", "reason", "help"}
+        assert entry["reason"] and entry["help"] and 0 <= entry["share"] <= 1
 
 
 def test_json_of_shard_and_of_inspect_agree(here: Here) -> None:
@@ -175,11 +177,15 @@ def test_the_text_groups_equal_reasons_and_shortens_lists() -> None:
         "weight_bytes_total": 0,
         "weight_bytes_per_rank": [*range(15), 4096],
         "split_fraction": 0.0,
-        "unsplit": [{"name": f"w{i}", "bytes": 1024, "reason": reason.format(i)} for i in range(5)],
+        "unsplit": [
+            {"name": f"w{i}", "bytes": 1024, "share": 0.1, "reason": reason.format(i), "help": "x"}
+            for i in range(5)
+        ],
     }
     text = report_text(report)
     assert "per rank       0 B to 4.0 KiB" in text and "collectives    none" in text
-    assert "whole          5 weights, 5.0 KiB on every rank" in text
+    assert "whole          5 weights, 5.0 KiB on every rank, 50.0% of all" in text
+    assert text.count("to split it, x") == 1
     assert text.count("has no sharding rule") == 1 and "w0, w1, … (5)" in text
     assert "whole          nothing" in report_text({**report, "unsplit": []})
 
@@ -197,3 +203,30 @@ def test_the_text_groups_equal_reasons_and_shortens_lists() -> None:
 )
 def test_human_bytes(size: int, text: str) -> None:
     assert human_bytes(size) == text
+
+
+BODY_AND_BIAS = """<ir_version: 10, opset_import: ["": 18]>
+g (float[2, 8] x, bool[] c) => (float[2, 6] y, float[2, 3] z) <float[8, 6] w, float[8, 3] narrow> {
+    a = If (c) <
+        then_branch = t () => (float[2, 6] p) { p = MatMul (x, w) },
+        else_branch = e () => (float[2, 6] q) { q = MatMul (x, w) }
+    >
+    y = Identity (a)
+    r = EyeLike (narrow)
+    s = Add (narrow, r)
+    k = Softmax <axis = 1> (s)
+    z = MatMul (x, k)
+}"""
+
+
+def test_every_reason_tells_what_would_help(here: Here, tmp_path: Path) -> None:
+    model = onnx.parser.parse_model(BODY_AND_BIAS)
+    for name, shape in {"w": (8, 6), "narrow": (8, 3)}.items():
+        array = np.ones(shape, np.float32)
+        model.graph.initializer.append(onnx.numpy_helper.from_array(array, name))
+    onnx.save(model, tmp_path / "m.onnx")
+    report = json_of(here("plan OUT/m.onnx --tp 4 --json"))
+    whole = {entry["name"]: entry for entry in report["unsplit"]}
+    assert "the body of an If" in whole["w"]["reason"] and "unrolled" in whole["w"]["help"]
+    assert "EyeLike" in whole["narrow"]["reason"] and "standard ops" in whole["narrow"]["help"]
+    assert sum(entry["share"] for entry in whole.values()) == pytest.approx(1)
