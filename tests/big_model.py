@@ -41,11 +41,14 @@ class LlamaShape:
         return self.hidden // self.heads
 
 
-def make(path: Path, *, seed: int = 0, **sizes: int) -> Path:
-    """Write `path` and `path`.data beside it; `sizes` are fields of LlamaShape. Returns `path`."""
+def make(path: Path, *, seed: int = 0, stub: bool = False, **sizes: int) -> Path:
+    """Write `path` and `path`.data beside it; `sizes` are fields of LlamaShape. Returns `path`.
+
+    With `stub` the data file is a hole of the right size, for what never reads weights.
+    """
     shape = LlamaShape(**sizes)
     with path.with_name(path.name + ".data").open("wb") as data:
-        weights = _Weights(data, path, np.random.default_rng(seed))
+        weights = _Weights(data, path, None if stub else np.random.default_rng(seed))
         graph = _Builder(shape, weights).graph()
     ir.save(ir.Model(graph, ir_version=10, producer_name="tests.big_model"), path)
     return path
@@ -65,7 +68,7 @@ def make_inputs(seed: int = 0, **sizes: int) -> dict[str, np.ndarray]:
 class _Weights:
     """Random float32 weights, appended to the data file as they are made."""
 
-    def __init__(self, data: BinaryIO, model: Path, random: np.random.Generator) -> None:
+    def __init__(self, data: BinaryIO, model: Path, random: np.random.Generator | None) -> None:
         self.data = data
         self.model = model
         self.random = random
@@ -74,7 +77,9 @@ class _Weights:
         """A stored weight of normally distributed values."""
         offset = self.data.seek(-(-self.data.tell() // ALIGNMENT) * ALIGNMENT)
         size = int(np.prod(shape))
-        for start in range(0, size, CHUNK):
+        if self.random is None:
+            self.data.seek(self.data.truncate(offset + 4 * size))
+        for start in range(0, size if self.random else 0, CHUNK):
             values = self.random.standard_normal(min(CHUNK, size - start), np.float32)
             self.data.write((values * np.float32(scale) + np.float32(mean)).data)
         location, folder = self.model.name + ".data", self.model.parent
