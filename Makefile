@@ -9,7 +9,7 @@ BASE   := $(VENV)/.installed-base
 DEV    := $(VENV)/.installed-dev
 
 .DEFAULT_GOAL := help
-.PHONY: help venv demo test lint format models demo-model bench table families clean distclean
+.PHONY: help venv demo test lint format models demo-model bench table families node-tests clean distclean
 
 help:  ## list the targets
 	@$(PYTHON) -c 'import re; [print(f"  make {name:10}  {text}") for name, text in re.findall(r"^([a-z-]+):.*## (.*)", open("Makefile").read(), re.M)]'
@@ -60,6 +60,9 @@ table: $(DEV)  ## print models × tp: equal, largest difference, split fraction,
 
 families: $(DEV)  ## the same for many model families (exports them first: minutes)
 	@$(BIN)/python -m bench.families
+
+node-tests: $(DEV)  ## send ONNX's own node tests through tpcore, split at random as well
+	@$(BIN)/python -m bench.node_tests
 
 clean:  ## remove caches, exported test models and build products
 	@rm -rf .cache .mypy_cache .pytest_cache .ruff_cache .hypothesis build dist *.egg-info

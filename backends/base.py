@@ -89,3 +89,6 @@ class Backend:
     """Joins the job this process was started in; None where all ranks run in this one process."""
     launcher: Callable[[Sequence[str], int], Sequence[str]] | None = None
     """The command that starts a program on n ranks; None where no launch is needed."""
+    exact_executor: Callable[[], Executor] | None = None
+    """Makes an executor that computes every op as written, for proofs on quantised models; None
+    where `executor` does."""

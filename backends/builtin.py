@@ -18,6 +18,7 @@ def simulate() -> Backend:
         probe=_probe_onnxruntime,
         executor=_ort_executor,
         communicator=None,
+        exact_executor=_exact_executor,
     )
 
 
@@ -30,6 +31,7 @@ def cpu() -> Backend:
         executor=_ort_executor,
         communicator=_mpi_communicator,
         launcher=launch_command,
+        exact_executor=_exact_executor,
     )
 
 
@@ -37,6 +39,12 @@ def _ort_executor() -> Executor:
     from .exec_ort import OrtExecutor
 
     return OrtExecutor()
+
+
+def _exact_executor() -> Executor:
+    from .exec_ort import OrtExecutor
+
+    return OrtExecutor(as_written=True)
 
 
 def _mpi_communicator() -> Communicator:

@@ -13,38 +13,36 @@ Weights above `INLINE_BYTES` are handed to a session beside a model that only na
 
 from __future__ import annotations
 
-import mmap
 import re
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from typing import Any
 
-import ml_dtypes
 import numpy as np
 import onnx_ir as ir
 import onnxruntime as ort
 
 from graph.errors import ExecutionError
 
+from .as_written import drop_rounding
 from .base import Tensor
+from .given_weights import inlined, large_weights, mapping_of, named_only, release_pages
 from .placement import local_ranks, usable_cores
-
-INLINE_BYTES = 1024
-"""Weights up to this size travel inside the model."""
-
-GIVEN = "given-at-load"
-"""Location of a weight that is handed over beside the model."""
 
 _C = ort.capi._pybind_state
 _CPU = ort.OrtDevice.make("cpu", 0)._get_c_device()
 _QUIET = 4
 """onnxruntime's log level 'fatal': errors come as exceptions, once."""
+BYTE = 8
+"""Bits; onnxruntime packs elements of fewer than these, numpy does not."""
 _CARRIERS = {1: np.uint8, 2: np.uint16}
 """What types that numpy lacks (bfloat16, float8) are passed as, by size in bytes."""
 
 
 class OrtTensor:
-    """An OrtValue, and the numpy array whose memory it borrows, if any."""
+    """An OrtValue, and the numpy array whose memory it borrows, if any.
+
+    Strings, sequences and maps are no OrtValue but what Python has for them, as the owner.
+    """
 
     __slots__ = ("owner", "value")
 
@@ -54,48 +52,58 @@ class OrtTensor:
 
 
 class OrtExecutor:
-    """Makes one session per segment."""
+    """Makes one session per segment.
 
-    def __init__(self, ranks_here: int | None = None) -> None:
+    With `as_written` it rounds where an op's definition does and nowhere else: fused quantised ops
+    round at other places than their parts do.
+    """
+
+    def __init__(self, ranks_here: int | None = None, *, as_written: bool = False) -> None:
         self._ranks_here = local_ranks() if ranks_here is None else ranks_here
+        self._as_written = as_written
 
     def prepare(self, segment: ir.Model, threads: int) -> OrtStep:
         """Make a session of a plain ONNX model. Raises ExecutionError if it refuses the model."""
         options = self._options(threads)
-        weights = _large_weights(segment)
-        with _named_only(weights), _inlined(segment):
-            proto = ir.to_proto(segment).SerializeToString()
+        weights = large_weights(segment)
+        with named_only(weights), inlined(segment):
+            model = ir.to_proto(segment)
+        if self._as_written:
+            drop_rounding(model)
         given = _hand_over(options, weights)
         try:
-            session = ort.InferenceSession(proto, options, providers=["CPUExecutionProvider"])
+            contents = model.SerializeToString()
+            session = ort.InferenceSession(contents, options, providers=["CPUExecutionProvider"])
         except Exception as error:
             raise _explain(error, segment.graph, "load") from error
-        mapped = [pair for pair in given if _mapping_of(pair[1]) is not None]
+        mapped = [pair for pair in given if mapping_of(pair[1]) is not None]
         for _, array in mapped:
-            _release_pages(array)
+            release_pages(array)
         return OrtStep(session, segment.graph, mapped)
 
     def to_tensor(self, array: np.ndarray) -> Tensor:
         """Wrap an array without a copy (a strided one is made contiguous first)."""
-        if not array.flags.c_contiguous:
+        if _has_numbers(array) and not array.flags.c_contiguous:
             array = array.copy()
-        return OrtTensor(_wrap(array), array)
+        return _hold(array)
 
     def to_array(self, tensor: Tensor) -> np.ndarray:
         """A writable view of an OrtValue's memory, which lives as long as the view."""
         value = tensor.value
-        if tensor.owner is not None:
+        if tensor.owner is not None or value is None:
             return tensor.owner  # type: ignore[no-any-return]
-        try:
-            return value.numpy()  # type: ignore[no-any-return]
-        except RuntimeError:
+        if value.element_type() in _FOREIGN_TYPES:
             return _view(value)
+        return value.numpy()  # type: ignore[no-any-return]
 
     def _options(self, threads: int) -> ort.SessionOptions:
         options = ort.SessionOptions()
         options.intra_op_num_threads = threads
         options.inter_op_num_threads = 1
         options.log_severity_level = _QUIET
+        if self._as_written:
+            options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_BASIC
+            options.add_session_config_entry("session.disable_quant_qdq", "1")
         # One pool per session: a pool that spins after its run would take the next one's cores.
         options.add_session_config_entry("session.force_spinning_stop", "1")
         if self._ranks_here * threads > usable_cores():
@@ -114,111 +122,94 @@ class OrtStep:
         self._inputs = tuple(value.name or "" for value in graph.inputs)
         self._outputs = [value.name or "" for value in graph.outputs]
         self._run = session._sess.run_with_ort_values
+        interface = (*session.get_inputs(), *session.get_outputs())
+        self._has_numbers_only = all(_is_number(value.type) for value in interface)
 
     def __call__(self, values: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Run the segment on the values it needs. Raises ExecutionError."""
-        feeds = {name: values[name].value for name in self._inputs}
         try:
+            if not self._has_numbers_only:
+                return self._run_in_python(values)
+            feeds = {name: values[name].value for name in self._inputs}
             results = self._run(feeds, self._outputs, None)
         except Exception as error:
             raise _explain(error, self._graph, "run") from error
         return {name: OrtTensor(value) for name, value in zip(self._outputs, results)}
 
+    def _run_in_python(self, values: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Run on what Python has for every type, as strings, sequences and maps need it."""
+        given = {name: values[name] for name in self._inputs}
+        feeds = {n: t.owner if t.value is None else ort.OrtValue(t.value) for n, t in given.items()}
+        results = self._session.run(self._outputs, feeds)
+        return {name: _hold(result) for name, result in zip(self._outputs, results)}
+
+
+def _hold(value: Any) -> OrtTensor:
+    return OrtTensor(_wrap(value) if _has_numbers(value) else None, value)
+
+
+def _is_number(kind: str) -> bool:
+    return kind.startswith("tensor(") and kind != "tensor(string)"
+
+
+def _has_numbers(value: Any) -> bool:
+    return isinstance(value, np.ndarray) and value.dtype.kind not in "OSU"
+
 
 def _wrap(array: np.ndarray) -> Any:
-    """An OrtValue on the memory of `array`, which the caller keeps alive."""
-    if array.dtype.kind in "biufc" and array.dtype not in _FOREIGN:
+    """An OrtValue on the memory of `array`, which the caller keeps alive.
+
+    Of types below eight bits it has a packed copy.
+    """
+    dtype = ir.DataType.from_numpy(array.dtype)
+    if dtype not in _FOREIGN_TYPES:
         return _C.OrtValue.ortvalue_from_numpy(array, _CPU)
-    onnx_type = ir.DataType.from_numpy(array.dtype).value
+    if dtype.bitwidth < BYTE:
+        value = _C.OrtValue.ortvalue_from_shape_and_onnx_type(array.shape, dtype.value, _CPU)
+        _bytes_of(value)[:] = np.frombuffer(ir.Tensor(array, dtype=dtype).tobytes(), np.uint8)
+        return value
     carrier = array.view(_CARRIERS[array.dtype.itemsize])
-    return _C.OrtValue.ortvalue_from_numpy_with_onnx_type(carrier, onnx_type)
+    return _C.OrtValue.ortvalue_from_numpy_with_onnx_type(carrier, dtype.value)
 
 
-_FOREIGN = {
-    np.dtype(kind)
-    for kind in (
-        ml_dtypes.bfloat16,
-        ml_dtypes.float8_e4m3fn,
-        ml_dtypes.float8_e4m3fnuz,
-        ml_dtypes.float8_e5m2,
-        ml_dtypes.float8_e5m2fnuz,
-    )
-}
+_FOREIGN_TYPES = frozenset(
+    dtype
+    for dtype in ir.DataType
+    if dtype.name.startswith(("BFLOAT16", "FLOAT8", "FLOAT4", "INT4", "UINT4", "INT2", "UINT2"))
+)
 """Types with an ONNX name and no numpy name."""
 
 
 class _Memory:
     """Lets numpy view an OrtValue's memory and keeps the OrtValue alive meanwhile."""
 
-    def __init__(self, value: Any, typestr: str) -> None:
+    def __init__(self, value: Any) -> None:
         self.value = value
         self.__array_interface__ = {
             "data": (value.data_ptr(), False),
-            "shape": tuple(value.shape()),
-            "typestr": typestr,
+            "shape": (value.tensor_size_in_bytes(),),
+            "typestr": "|u1",
             "version": 3,
         }
 
 
+def _bytes_of(value: Any) -> np.ndarray:
+    """An OrtValue's memory."""
+    return np.asarray(_Memory(value))
+
+
 def _view(value: Any) -> np.ndarray:
-    """View an OrtValue whose type numpy lacks as its ml_dtypes type."""
-    dtype = np.dtype(ir.DataType(value.element_type()).numpy())
-    return np.asarray(_Memory(value, f"|V{dtype.itemsize}")).view(dtype)
+    """View an OrtValue whose type numpy lacks as its ml_dtypes type.
 
-
-def _large_weights(segment: ir.Model) -> list[ir.Value]:
-    """Initializers that are handed over beside the model."""
-    return [
-        value
-        for value in segment.graph.initializers.values()
-        if (tensor := value.const_value) is not None
-        and tensor.dtype != ir.DataType.STRING
-        and tensor.dtype.bitwidth in (8, 16, 32, 64)
-        and tensor.nbytes > INLINE_BYTES
-    ]
-
-
-@contextmanager
-def _named_only(weights: list[ir.Value]) -> Iterator[None]:
-    """While inside, the model has of these weights only name, type and shape."""
-    tensors = [value.const_value for value in weights]
-    for value, tensor in zip(weights, tensors):
-        if tensor is not None and value.name:
-            value.const_value = ir.ExternalTensor(
-                GIVEN,
-                0,
-                tensor.nbytes,
-                tensor.dtype,
-                shape=_shape(tensor),
-                name=value.name,
-            )
-    try:
-        yield
-    finally:
-        for value, tensor in zip(weights, tensors):
-            value.const_value = tensor
-
-
-@contextmanager
-def _inlined(segment: ir.Model) -> Iterator[None]:
-    """While inside, small weights that lie in a file are part of the model."""
-    small = [
-        (value, tensor)
-        for value in segment.graph.initializers.values()
-        if isinstance(tensor := value.const_value, ir.ExternalTensor) and value.name
-        if str(tensor.location) != GIVEN
-    ]
-    for value, tensor in small:
-        value.const_value = ir.Tensor(np.array(tensor.numpy()), dtype=tensor.dtype, name=value.name)
-    try:
-        yield
-    finally:
-        for value, tensor in small:
-            value.const_value = tensor
-
-
-def _shape(tensor: ir.TensorProtocol) -> ir.Shape:
-    return ir.Shape(tensor.shape.numpy())
+    Below eight bits it is a copy, one element a byte, and read-only: what somebody wrote into it
+    would be lost.
+    """
+    dtype, shape = ir.DataType(value.element_type()), tuple(value.shape())
+    if dtype.bitwidth >= BYTE:
+        return _bytes_of(value).view(dtype.numpy()).reshape(shape)
+    array = ir.PackedTensor(_bytes_of(value), dtype, shape=ir.Shape(shape)).numpy()
+    array.flags.writeable = False
+    return array
 
 
 def _hand_over(
@@ -234,26 +225,11 @@ def _hand_over(
         value = ort.OrtValue(_wrap(array), array)
         names.append(weight.name)
         given.append((value, array))
-        if _mapping_of(array) is not None:
+        if mapping_of(array) is not None:
             options.add_initializer(weight.name, value)
     if names:
         options.add_external_initializers(names, [value for value, _ in given])
     return given
-
-
-def _mapping_of(array: np.ndarray) -> mmap.mmap | None:
-    """The memory map that `array` lies in, if any."""
-    base: Any = array
-    while base is not None and not isinstance(base, mmap.mmap):
-        base = base.obj if isinstance(base, memoryview) else getattr(base, "base", None)
-    return base
-
-
-def _release_pages(array: np.ndarray) -> None:
-    """Forget the pages that loading touched; those that a kernel reads come back by themselves."""
-    mapping = _mapping_of(array)
-    if mapping is not None and hasattr(mapping, "madvise"):
-        mapping.madvise(mmap.MADV_DONTNEED)
 
 
 def _explain(error: Exception, graph: ir.Graph, verb: str) -> ExecutionError:

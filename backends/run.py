@@ -10,6 +10,7 @@ import numpy as np
 import onnx_ir as ir
 
 from graph.errors import ExecutionError, PlanError, TpcoreError
+from graph.weights import has_type
 
 from .base import Communicator, Executor, Tensor
 from .base import Step as Prepared
@@ -227,7 +228,7 @@ def check_inputs(program: Program, inputs: Mapping[str, np.ndarray]) -> None:
             wrong.append(f"'{value.name}' is missing")
         elif not _fits(value, array):
             wrong.append(
-                f"'{value.name}' is {array.dtype}{list(array.shape)} where the graph has "
+                f"'{value.name}' is {_described(array)} where the graph has "
                 f"{value.dtype.numpy() if value.dtype is not None else '?'}{value.shape}"
             )
     if wrong:
@@ -242,7 +243,9 @@ def _names(program: Program) -> list[str]:
 
 
 def _fits(value: ir.Value, array: np.ndarray) -> bool:
-    if value.dtype is not None and value.dtype.numpy() != array.dtype:
+    if not isinstance(array, np.ndarray):  # what Python has for a sequence
+        return not isinstance(value.type, ir.TensorType)
+    if value.dtype is not None and not has_type(array, value.dtype):
         return False
     if value.shape is None:
         return True
@@ -250,6 +253,11 @@ def _fits(value: ir.Value, array: np.ndarray) -> bool:
     return len(sizes) == array.ndim and all(
         not isinstance(size, int) or size == given for size, given in zip(sizes, array.shape)
     )
+
+
+def _described(array: np.ndarray) -> str:
+    is_array = isinstance(array, np.ndarray)
+    return f"{array.dtype}{list(array.shape)}" if is_array else f"a {type(array).__name__}"
 
 
 PreparedStep = tuple[Segment | Exchange, Prepared | None]

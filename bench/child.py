@@ -29,7 +29,7 @@ def main() -> int:
     if target.is_dir():
         bundle = open_bundle(target)
         model = bundle.load_rank(ranks.rank)
-        inputs = cut_inputs(inputs, bundle.manifest["shardings"], ranks.rank)
+        inputs = cut_inputs(inputs, bundle.programs[0].shardings, ranks.rank)
     else:
         model = read_model(target)
     executor = registry.get("cpu").executor()

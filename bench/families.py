@@ -8,6 +8,8 @@
 Columns as in bench.table; `short` marks a transformer below its targets: split fraction 0.9, and a
 largest rank of at most 1.15 times 1/tp at tp 2 and 4, 1.35 times at others. A family that could
 not be exported, split or run has a line with the reason. The status is 1 if any row is not equal.
+Quantised models are compared as `tpcore verify` does it, with every op as written; `as run` is how
+far they are apart as they run, where an activation may be rounded to the next code.
 """
 
 from __future__ import annotations
@@ -23,10 +25,11 @@ from typing import Any
 
 from bench.rows import HEADER, Row, divergence_text, simulated_row
 from graph.errors import TpcoreError
+from graph.reader import read_model
 from tests.families import family_cases, family_inputs, family_path, make_families
 from tests.family_table import FAMILIES, TABLE
 from tests.models import Inputs
-from tpcore.verify import reference
+from tpcore.verify import AS_RUN, reference, setting_for
 
 RANKS = (2, 3, 4, 8)
 MIN_SPLIT = 0.9
@@ -60,17 +63,41 @@ def results(families: Sequence[str], ranks: Sequence[int]) -> Iterator[tuple[Row
             yield Failure(family, 0, str(error).splitlines()[0]), ""
             continue
         cases = [family_inputs(family, case) for case in family_cases(family)]
-        expected = [reference(path, inputs) for inputs in cases]
+        expected = Expected.of(path, cases)
         for count in ranks:
             yield _result(family, path, count, cases, expected)
 
 
+@dataclass(frozen=True)
+class Expected:
+    """Outputs of an unsplit model for its input sets."""
+
+    setting: str
+    """What is compared, in the words of `verify`."""
+    outputs: Sequence[Inputs]
+    as_run: Sequence[Inputs]
+    """Outputs as the model runs, where something else is compared."""
+
+    @classmethod
+    def of(cls, path: Path, cases: Sequence[Inputs]) -> Expected:
+        """Run the model on all its input sets."""
+        setting = setting_for(read_model(path))
+        outputs = [reference(path, inputs, setting=setting) for inputs in cases]
+        as_run = [reference(path, inputs) for inputs in cases if setting != AS_RUN]
+        return cls(setting, outputs, as_run)
+
+
 def _result(
-    family: str, path: Path, ranks: int, cases: Sequence[Inputs], expected: Sequence[Inputs]
+    family: str, path: Path, ranks: int, cases: Sequence[Inputs], expected: Expected
 ) -> tuple[Row | Failure, str]:
+    setting = expected.setting
+    tolerance = TABLE[family].tolerance if setting == AS_RUN else None
     try:
-        row, split = simulated_row(family, path, ranks, cases, expected, TABLE[family].tolerance)
-        return row, "" if row.equal else divergence_text(split, path, cases[0])
+        row, split = simulated_row(
+            family, path, ranks, cases, expected.outputs, tolerance,
+            setting=setting, expected_as_run=expected.as_run,
+        )  # fmt: skip
+        return row, "" if row.equal else divergence_text(split, path, cases[0], setting)
     except Exception as error:  # whatever stops one family must not hide the others
         return Failure(family, ranks, _one_line(error)), ""
 
@@ -124,8 +151,16 @@ def main() -> int:
 
 
 def _text(found: Row | Failure, note: str) -> str:
-    mark = "  short" if isinstance(found, Row) and short(found) else ""
-    return f"{found}{mark}" + (f"\n      {note}" if note else "")
+    marks = f"{_as_run(found)}{'  short' if short(found) else ''}" if isinstance(found, Row) else ""
+    return f"{found}{marks}" + (f"\n      {note}" if note else "")
+
+
+def _as_run(row: Row) -> str:
+    """The difference as models run, which for quantised ones is told and not judged."""
+    if row.as_run is None:
+        return ""
+    usual = TABLE[row.model].tolerance or 0.0
+    return f"  as run {row.as_run:.1e}" + (f" > {usual:.0e}" if row.as_run > usual else "")
 
 
 def _arguments() -> argparse.Namespace:

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from tpcore.compare import Difference, compare
 from tpcore.partition import Options
 from tpcore.shard import Split, split_model
-from tpcore.verify import Difference, compare, first_divergence, run_ranks
+from tpcore.verify import AS_RUN, first_divergence, run_ranks
 
 Arrays = Mapping[str, np.ndarray]
 
@@ -33,6 +34,8 @@ class Row:
     report: Mapping[str, Any]
     tolerance: float | None = None
     """Largest difference allowed, as a share of the output's scale, where not `verify`'s own."""
+    as_run: float | None = None
+    """Largest difference as models run, of the output's scale, where something else is compared."""
 
     @property
     def equal(self) -> bool:
@@ -83,6 +86,7 @@ class Row:
             "equal": self.equal,
             "max_abs_diff": _finite(self.max_abs_diff),
             "max_rel_diff": _finite(self.max_rel_diff),
+            "max_rel_diff_as_run": None if self.as_run is None else _finite(self.as_run),
             "split_fraction": self.split_fraction,
             "largest": self.largest,
             "collectives": dict(self.report["collectives"]),
@@ -111,17 +115,30 @@ def simulated_row(
     cases: Sequence[Arrays],
     expected: Sequence[Arrays],
     tolerance: float | None = None,
+    *,
+    setting: str = AS_RUN,
+    expected_as_run: Sequence[Arrays] = (),
 ) -> tuple[Row, Split]:
-    """Split a model in memory, run all ranks in this process, compare."""
+    """Split a model in memory, run all ranks in this process, compare.
+
+    `expected` are the outputs in the `setting` of `verify`, those as models run come beside.
+    """
     split = split_model(path, Options(ranks))
-    results = [run_ranks(split.ranks, split.shardings, inputs) for inputs in cases]
-    differences = compare_all(results, expected)
-    return Row(model, "simulate", ranks, differences, split.report, tolerance), split
+
+    def differences(setting: str, wanted: Sequence[Arrays]) -> list[Difference]:
+        got = [run_ranks(split.ranks, split.shardings, x, "simulate", setting) for x in cases]
+        return compare_all(got, wanted)
+
+    row = Row(model, "simulate", ranks, differences(setting, expected), split.report, tolerance)
+    if setting != AS_RUN:
+        beside = differences(AS_RUN, expected_as_run)
+        row = replace(row, as_run=max((d.max_rel_diff for d in beside), default=0.0))
+    return row, split
 
 
-def divergence_text(split: Split, path: Path, inputs: Arrays) -> str:
+def divergence_text(split: Split, path: Path, inputs: Arrays, setting: str = AS_RUN) -> str:
     """The first value that differs from the unsplit model's, as half a sentence."""
-    found = first_divergence(split.ranks, split.shardings, path, inputs)
+    found = first_divergence(split.ranks, split.shardings, path, inputs, "simulate", setting)
     if found is None:
         return "no value before the outputs differs"
     return (

@@ -22,7 +22,7 @@ from typing import Any
 
 from backends.launcher import find_launcher
 from tests.big_model import make
-from tpcore.report import human_bytes
+from tpcore.units import human_bytes
 
 RUNS = 5
 TIMEOUT_SECONDS = 600

@@ -1,14 +1,18 @@
 """Bring a model into the one form the rest of tpcore works on.
 
-1. Functions are inlined, constants are initializers, every node and value has a unique name.
-2. `Gemm` is `MatMul` + `Add`, so that a bias is a value of its own.
+1. Functions are inlined, an old opset is a newer one, constants are initializers, every node and
+   value has a unique name.
+2. `Gemm` is `MatMul` + `Add`, so that a bias is a value of its own; some ops that ONNX Runtime
+   fused are their parts; `Identity` and `Dropout` outside of training are gone.
 3. A `Transpose` of a weight used once is done when the weight is read.
-4. `GatherND` along one dim is `Gather`, or `Slice` where the index is a constant: exporters write
-   indexing so, and these have rules that let a split pass.
-5. Each use of a small constant has a copy of its own: exporters share equal constants between
+4. Zero points that lie several to a byte are counted one by one.
+5. `GatherND` along one dim is `Gather`, and `Slice` where the index is a constant range: exporters
+   write indexing so, and these have rules that let a split pass.
+6. What is computed from weights alone is a weight, computed when it is read.
+7. Each use of a small constant has a copy of its own: exporters share equal constants between
    unrelated places, where each needs its own split. Copies share the data and cost no memory.
-6. Shape arithmetic whose result is a known constant is one.
-7. Nodes that reach no output are gone.
+8. Shape arithmetic whose result is a known constant is one; what Range reads are scalars.
+9. Nodes that reach no output are gone.
 """
 
 from __future__ import annotations
@@ -19,12 +23,20 @@ import numpy as np
 import onnx_ir as ir
 import onnx_ir.passes.common as common
 
+from graph.annotations import succeed
+from graph.errors import GraphError
+from graph.fold import fold_weights
+from graph.fused_ops import expand_fused
+from graph.identities import drop_identities
 from graph.infer import infer_shapes
+from graph.lookups import slice_lookups
+from graph.names import fix_names
+from graph.random_ops import seed_random_ops
 from graph.shapes import Shapes
-from graph.weights import bytes_of, transposed
+from graph.upgrade import upgrade
+from graph.weights import add_initializer, bytes_of, transposed
+from graph.zero_points import count_zero_points
 
-SQUEEZE_BY_OPERAND = 13
-"""From this opset Squeeze takes its axes as an operand."""
 SMALL_BYTES = 4096
 """A constant of at most this size, or with at most one dim above 1, is copied per use."""
 
@@ -35,59 +47,43 @@ def canonicalize(model: ir.Model) -> tuple[ir.Model, Shapes]:
     Raises:
         GraphError: an op is used with operands its schema does not allow.
     """
+    _inline_functions(model)
+    seed_random_ops(model.graph)
+    upgrade(model)
+    expand_fused(model.graph)
     _use_passes(model)
     _expand_gemms(model)
     _fold_transposes(model)
+    count_zero_points(model.graph)
     shapes = infer_shapes(model)
-    _expand_gather_nds(model, shapes)
+    slice_lookups(model.graph, shapes)
+    _make_range_operands_scalars(model.graph, shapes)
     _fold_known_contents(model, shapes)
+    fold_weights(model.graph, shapes)
     common.RemoveUnusedNodesPass()(model)
     _unshare_constants(model, shapes)
-    common.NameFixPass()(model)
+    fix_names(model)
     return model, shapes
+
+
+def _inline_functions(model: ir.Model) -> None:
+    try:
+        common.InlinePass()(model)
+    except ValueError as error:  # a function of another opset than the model's
+        raise GraphError(
+            f"functions of the model cannot be inlined: {error}. "
+            "Export the model and its functions with one opset."
+        ) from error
 
 
 def _use_passes(model: ir.Model) -> None:
     for ir_pass in (
-        common.InlinePass(),
         common.RemoveInitializersFromInputsPass(),
         common.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0),
-        common.NameFixPass(),
     ):
         ir_pass(model)
-    _drop_identities(model.graph)
-    for index, node in enumerate(model.graph):
-        if not node.name:
-            node.name = f"{node.op_type}_{index}"
-
-
-def _drop_identities(graph: ir.Graph) -> None:
-    for node in list(graph):
-        if node.op_type == "Identity" and node.domain == "" and node.inputs[0] is not None:
-            _drop_identity(graph, node, node.inputs[0])
-
-
-def _drop_identity(graph: ir.Graph, node: ir.Node, source: ir.Value) -> None:
-    """Let the operand take the result's place, and its name where that is an output's.
-
-    A value has one name: an input, a weight or another output keeps it, and so the Identity stays.
-    """
-    result = node.outputs[0]
-    is_output, name = result.is_graph_output(), result.name
-    if is_output and (source.producer() is None or source.is_graph_output()):
-        return
-    result.replace_all_uses_with(source, replace_graph_outputs=True)
-    graph.remove(node, safe=True)
-    if is_output:
-        result.name, source.name = None, name
-
-
-def _add_initializer(graph: ir.Graph, name: str, tensor: ir.TensorProtocol) -> ir.Value:
-    while name in graph.initializers:
-        name += "_"
-    value = ir.val(name, tensor.dtype, list(tensor.shape.numpy()), const_value=tensor)
-    graph.register_initializer(value)
-    return value
+    fix_names(model)
+    drop_identities(model.graph)
 
 
 # --- Gemm -----------------------------------------------------------------------------------------
@@ -116,7 +112,7 @@ def _expand_gemm(graph: ir.Graph, gemm: ir.Node) -> None:
         known = [v.dtype for v in gemm.inputs if v is not None and v.dtype is not None]
         dtype = known[0] if known else ir.DataType.FLOAT
         tensor = ir.tensor(np.array(factor, dtype.numpy()), name=f"{gemm.name}/{label}")
-        return emit("Mul", value, _add_initializer(graph, f"{gemm.name}/{label}", tensor))
+        return emit("Mul", value, add_initializer(graph, f"{gemm.name}/{label}", tensor))
 
     made: list[ir.Node] = []
     attribute: Callable[[str, float], float] = lambda name, default: (  # noqa: E731
@@ -134,46 +130,27 @@ def _expand_gemm(graph: ir.Graph, gemm: ir.Node) -> None:
     ir.convenience.replace_nodes_and_values(graph, gemm, [gemm], made, [gemm.outputs[0]], [result])
 
 
-# --- GatherND -------------------------------------------------------------------------------------
+# --- Range ----------------------------------------------------------------------------------------
 
 
-def _expand_gather_nds(model: ir.Model, shapes: Shapes) -> None:
-    if model.graph.opset_imports.get("", 0) < SQUEEZE_BY_OPERAND:
-        return
-    for node in list(model.graph):
-        if node.op_type != "GatherND" or node.domain != "":
-            continue
-        index = node.inputs[1]
-        batch = node.attributes["batch_dims"].as_int() if "batch_dims" in node.attributes else 0
-        if index is not None and batch == 0 and shapes.dims.get(index, ())[-1:] == (1,):
-            _expand_gather_nd(model.graph, shapes, node, index)
+def _make_range_operands_scalars(graph: ir.Graph, shapes: Shapes) -> None:
+    """Reshape what Range reads to scalars, where it may be something else.
 
-
-def _expand_gather_nd(graph: ir.Graph, shapes: Shapes, node: ir.Node, index: ir.Value) -> None:
-    """One index per looked-up row: the last dim of `index` is 1 and drops out."""
-
-    def constant(entries: list[int], label: str) -> ir.Value:
-        array = np.array(entries, np.int64)
-        value = _add_initializer(graph, f"{node.name}/{label}", ir.tensor(array))
-        shapes.dims[value], shapes.contents[value] = array.shape, array.astype(object)
-        return value
-
-    rows, place = node.inputs[0], shapes.ints(index)
-    if rows is None:
-        return
-    if place is not None and shapes.dims[index] == (1, 1):
-        start, stop = place[0], place[0] + 1 if place[0] != -1 else np.iinfo(np.int64).max
-        bounds = [constant([start], "start"), constant([int(stop)], "stop"), constant([0], "axis")]
-        made = [ir.node("Slice", [rows, *bounds], name=f"{node.name}/Slice")]
-    else:
-        squeeze = ir.node("Squeeze", [index, constant([-1], "last")], name=f"{node.name}/Squeeze")
-        flat = squeeze.outputs[0]
-        flat.name, flat.type = f"{node.name}/index", index.type
-        shapes.dims[flat] = shapes.dims[index][:-1]
-        made = [squeeze, ir.node("Gather", [rows, flat], {"axis": 0}, name=f"{node.name}/Gather")]
-    old, result = node.outputs[0], made[-1].outputs[0]
-    result.type, shapes.dims[result] = old.type, shapes.dims[old]
-    ir.convenience.replace_nodes_and_values(graph, node, [node], made, [old], [result])
+    ONNX Runtime takes vectors of one entry as well, as long as it cannot see their shape: what is
+    made a constant here lets it see more than in the unsplit model.
+    """
+    for node in [node for node in graph if node.op_type == "Range" and node.domain == ""]:
+        for index, value in enumerate(node.inputs):
+            if value is None or shapes.dims.get(value) == ():
+                continue
+            scalar = add_initializer(graph, f"{node.name}/scalar", ir.tensor(np.zeros(0, np.int64)))
+            shapes.dims[scalar], shapes.contents[scalar] = (0,), np.zeros(0, object)
+            reshape = ir.node("Reshape", [value, scalar], name=f"{node.name}/Reshape_{index}")
+            result = reshape.outputs[0]
+            result.name, result.type = f"{node.name}/operand_{index}", value.type
+            shapes.dims[result] = ()
+            node.prepend(reshape)
+            node.replace_input_with(index, result)
 
 
 # --- constants ------------------------------------------------------------------------------------
@@ -187,8 +164,10 @@ def _fold_transposes(model: ir.Model) -> None:
         axes = list(range(len(weight.const_value.shape)))
         perm = list(node.attributes["perm"].as_ints()) if "perm" in node.attributes else axes[::-1]
         tensor = transposed(weight.const_value, perm)
-        replacement = _add_initializer(model.graph, f"{weight.name}.T", tensor)
+        replacement = add_initializer(model.graph, f"{weight.name}.T", tensor)
         _replace(model.graph, node.outputs[0], replacement)
+        succeed(weight, replacement, tuple(perm))
+        succeed(node.outputs[0], replacement)
 
 
 def _replace(graph: ir.Graph, old: ir.Value, new: ir.Value) -> None:
@@ -199,16 +178,11 @@ def _replace(graph: ir.Graph, old: ir.Value, new: ir.Value) -> None:
 def _fold_known_contents(model: ir.Model, shapes: Shapes) -> None:
     for node in list(model.graph):
         for out in node.outputs:
-            contents = shapes.ints(out)
-            if contents is None or not out.uses() or out.is_graph_output():
+            tensor = shapes.tensor(out)
+            if tensor is None or not out.uses() or out.is_graph_output():
                 continue
-            dtype = (out.dtype or ir.DataType.INT64).numpy()
-            try:
-                array = np.array(contents, dtype).reshape(shapes.contents[out].shape)
-            except OverflowError:
-                continue  # a Cast that wraps around is left to the executor
-            new = _add_initializer(model.graph, f"{out.name}.value", ir.tensor(array))
-            shapes.dims[new], shapes.contents[new] = array.shape, shapes.contents[out]
+            new = add_initializer(model.graph, f"{out.name}.value", tensor)
+            shapes.dims[new], shapes.contents[new] = shapes.dims[out], shapes.contents[out]
             _replace(model.graph, out, new)
 
 
@@ -224,7 +198,7 @@ def _unshare_constants(model: ir.Model, shapes: Shapes) -> None:
         if tensor is None or not _is_small(tensor) or value.is_graph_output():
             continue
         for number, (user, index) in enumerate(list(value.uses())[1:], start=1):
-            copy = _add_initializer(graph, f"{value.name}#{number}", tensor)
+            copy = add_initializer(graph, f"{value.name}#{number}", tensor)
             shapes.dims[copy] = shapes.dims[value]
             if value in shapes.contents:
                 shapes.contents[copy] = shapes.contents[value]

@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import TypeVar
 
-import onnx_ir as ir
-
 from graph.dims import Dim, Dims, divide
 from graph.shape_rules import SHAPE_RULES, ShapeRule, broadcast
 from graph.shapes import Context
@@ -68,24 +66,6 @@ def _swiglu(c: Context) -> list[Dims]:
     return _halved(c) if c.operand(1) is None else [c.dims(0)]
 
 
-def _conv(c: Context) -> list[Dims]:
-    """Sizes with explicit pads; KeyError for `auto_pad`, where the exporter must have said them."""
-    if c.attribute("auto_pad", "NOTSET") != "NOTSET":
-        raise KeyError("auto_pad")
-    x, weight = c.dims(0), c.dims(1)
-    count = len(x) - 2
-    pads = c.attribute("pads", [0] * 2 * count)
-    strides, dilations = (c.attribute(name, [1] * count) for name in ("strides", "dilations"))
-    window: list[Dim] = []
-    for i in range(count):
-        size, kernel = x[i + 2], weight[i + 2]
-        if not (isinstance(size, int) and isinstance(kernel, int)):
-            raise KeyError("a symbolic window")
-        reach = size + pads[i] + pads[count + i] - dilations[i] * (kernel - 1) - 1
-        window.append(reach // strides[i] + 1)
-    return [(x[0], weight[0], *window)]
-
-
 def _declared(c: Context, output: int, dim: int) -> Dim | None:
     value = c.node.outputs[output] if output < len(c.node.outputs) else None
     return None if value is None or value.shape is None else c.shapes.declared(value.shape[dim])
@@ -116,16 +96,6 @@ def _packed_attention(c: Context) -> list[Dims]:
     if c.operand(4) is not None:
         total = _declared(c, 1, 3) or length + c.dims(4)[3]
     return [(batch, length, width), (2, batch, heads, total, size)]
-
-
-def _embed_layer_norm(c: Context) -> list[Dims]:
-    batch, length = c.dims(0)
-    made = (batch, length, c.dims(2)[1])
-    words = c.operand(2)
-    for out, like in zip(c.node.outputs, (words, None, words)):
-        dtype = None if like is None else like.dtype
-        out.dtype = ir.DataType.INT32 if dtype is None else dtype
-    return [made, (batch,), made]
 
 
 def _linear_attention(c: Context) -> list[Dims]:
@@ -163,10 +133,8 @@ RULES: dict[str, Callable[[Context], Sequence[Dims | None]]] = {
     "TransposeMatMul": _fused_matmul,
     "FusedGemm": _gemm,
     "GemmFastGelu": _gemm_of_rows,
-    "FusedConv": _conv,
     "MultiHeadAttention": _multi_head_attention,
     "Attention": _packed_attention,
-    "EmbedLayerNormalization": _embed_layer_norm,
     "LinearAttention": _linear_attention,
     "CausalConvWithState": _causal_conv,
 }

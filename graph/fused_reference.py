@@ -10,9 +10,8 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
-from numpy.lib.stride_tricks import sliding_window_view
 
-from graph.contrib_reference import fast_gelu, fused_matmul, gelu, skip_layer_normalization
+from graph.contrib_reference import fast_gelu, fused_matmul, gelu
 from graph.moe_reference import Array, Meanings, Outputs, sigmoid
 
 ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
@@ -21,45 +20,6 @@ ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
     "Sigmoid": sigmoid,
     "Tanh": np.tanh,
 }
-
-
-def fused_conv(
-    x: Array,
-    weight: Array,
-    bias: Array | None = None,
-    z: Array | None = None,
-    *,
-    activation: str = "",
-    auto_pad: str = "NOTSET",
-    dilations: Sequence[int] | None = None,
-    group: int = 1,
-    kernel_shape: Sequence[int] | None = None,
-    pads: Sequence[int] | None = None,
-    strides: Sequence[int] | None = None,
-    **_: Any,
-) -> Outputs:
-    """Convolution f[b, c, …] with f[o, c/group, …], then an activation."""
-    if auto_pad != "NOTSET" or activation not in ACTIVATIONS:
-        raise NotImplementedError(f"FusedConv with {auto_pad} and {activation}")
-    count = x.ndim - 2
-    pads, strides, dilations = (
-        pads or [0] * 2 * count,
-        strides or [1] * count,
-        dilations or [1] * count,
-    )
-    padded = np.pad(x, [(0, 0), (0, 0), *zip(pads[:count], pads[count:], strict=True)])
-    reach = [d * (k - 1) + 1 for d, k in zip(dilations, weight.shape[2:], strict=True)]
-    windows = sliding_window_view(padded, reach, axis=tuple(range(2, x.ndim)))
-    steps = tuple(slice(None, None, s) for s in (1, 1, *strides, *dilations))
-    windows = windows[steps].reshape(x.shape[0], group, -1, *windows[steps].shape[2:])
-    kernels = weight.reshape(group, -1, *weight.shape[1:])
-    parts = [
-        np.tensordot(windows[:, g], kernels[g], ((1, *range(-count, 0)), (*range(1, count + 2),)))
-        for g in range(group)
-    ]
-    made = np.moveaxis(np.concatenate(parts, axis=-1), -1, 1)
-    made = made if bias is None else made + bias.reshape(-1, *[1] * count)
-    return (ACTIVATIONS[activation](made if z is None else made + z).astype(x.dtype),)
 
 
 def fused_gemm(
@@ -161,32 +121,6 @@ def packed_attention(
         unidirectional=unidirectional,
     )  # fmt: skip
     return (made, np.stack([k, v])) if k.shape == v.shape else (made,)
-
-
-def embed_layer_normalization(
-    input_ids: Array,
-    segment_ids: Array | None,
-    words: Array,
-    places: Array,
-    segments: Array | None,
-    gamma: Array,
-    beta: Array,
-    mask: Array | None = None,
-    position_ids: Array | None = None,
-    *,
-    epsilon: float = 1e-12,
-    mask_index_type: int = 0,
-) -> Outputs:
-    """LayerNorm of the sum of all embeddings; the number of keys; that sum."""
-    at = np.arange(input_ids.shape[1]) if position_ids is None else position_ids
-    total = words[input_ids] + places[at]
-    if segments is not None and segment_ids is not None:
-        total = total + segments[segment_ids]
-    (normed, *_) = skip_layer_normalization(
-        total, np.zeros_like(total), gamma, beta, epsilon=epsilon
-    )
-    counted = np.zeros(len(input_ids)) if mask is None else mask.sum(axis=1)
-    return normed, counted.astype(np.int32), total
 
 
 def group_norm(
@@ -296,8 +230,6 @@ _MICROSOFT: dict[str, Callable[..., Outputs]] = {
     "BiasAdd": bias_add,
     "BiasSoftmax": bias_softmax,
     "BiasSplitGelu": bias_split_gelu,
-    "EmbedLayerNormalization": embed_layer_normalization,
-    "FusedConv": fused_conv,
     "FusedGemm": fused_gemm,
     "GatedAdd": gated_add,
     "GatedRMSNorm": gated_rms_norm,

@@ -21,6 +21,14 @@ from graph.dims import Dims, Expr, from_text
 from graph.errors import GraphError
 from graph.shape_contents import CONTENT_RULES
 from graph.shapes import MAX_CONTENTS, Contents, Context, Misfit, Shapes
+from graph.weights import dims_of
+
+INFERENCE_ERRORS = (
+    shape_inference.InferenceError,
+    onnx.checker.ValidationError,
+    ValueError,
+)
+"""What ONNX's inference raises for a node that its schema does not allow."""
 
 
 def infer_shapes(model: ir.Model) -> Shapes:
@@ -37,7 +45,7 @@ def infer_shapes(model: ir.Model) -> Shapes:
         tensor = value.const_value
         if tensor is None:
             raise GraphError(f"initializer '{value.name}' has no data.")
-        shapes.dims[value] = tuple(int(size) for size in tensor.shape.numpy())
+        shapes.dims[value] = dims_of(tensor)
         value.dtype = tensor.dtype
         if tensor.dtype.is_integer() and tensor.size <= MAX_CONTENTS:
             shapes.contents[value] = tensor.numpy().astype(object)
@@ -71,7 +79,7 @@ def _infer_node(node: ir.Node, shapes: Shapes, opsets: list[Any]) -> None:
         _copy_dtype(node)
     except Misfit as error:
         raise _does_not_fit(node, shapes, str(error)) from error
-    except (KeyError, IndexError):
+    except (KeyError, IndexError, ValueError):  # a ValueError: of another rank than the rule's
         results = _infer_by_onnx(node, shapes, opsets)
     for index, out in enumerate(node.outputs):
         found = results[index] if results is not None and index < len(results) else None
@@ -80,8 +88,10 @@ def _infer_node(node: ir.Node, shapes: Shapes, opsets: list[Any]) -> None:
         contents = CONTENT_RULES[node.op_type](context) if node.domain == "" else None
     except (KeyError, IndexError, ValueError, TypeError):
         contents = None
+    if contents is None:
+        return
     signed = node.outputs[0].dtype in (None, ir.DataType.INT64, ir.DataType.INT32)
-    if contents is not None and contents.size <= MAX_CONTENTS and (signed or _is_truth(contents)):
+    if contents.size <= MAX_CONTENTS and (signed or _is_truth(contents)):
         shapes.contents[node.outputs[0]] = contents
         shapes.dims[node.outputs[0]] = contents.shape
 
@@ -115,7 +125,7 @@ def _settle(shapes: Shapes, value: ir.Value, found: Dims | None) -> None:
     declared = None
     if value.shape is not None:
         declared = [shapes.declared(size) for size in value.shape]
-    if found is None:
+    if found is None or None in found:  # None: an attribute it is made of is missing
         if declared is not None:
             shapes.dims[value] = tuple(declared)
         return
@@ -131,9 +141,14 @@ def _infer_by_onnx(node: ir.Node, shapes: Shapes, opsets: list[Any]) -> list[Dim
         return _declared_by_bodies(node, shapes)
     try:
         schema = onnx.defs.get_schema(node.op_type, version, node.domain)
+    except onnx.defs.SchemaError:
+        return None  # onnxruntime runs some ops in older opsets than the one that brought them
+    if schema.deprecated:
+        return None  # and others in newer ones than the one that took them away
+    try:
         operands = [v for v in node.inputs if v is not None]
         types = {v.name or "": _type_proto(v, shapes) for v in operands}
-        data = {v.name or "": _small_constant(v) for v in operands}
+        data = {v.name or "": _small_constant(v, shapes) for v in operands}
         found = shape_inference.infer_node_outputs(
             schema,
             ir.serde.serialize_node(node),
@@ -143,7 +158,7 @@ def _infer_by_onnx(node: ir.Node, shapes: Shapes, opsets: list[Any]) -> list[Dim
             opset_imports=opsets,
             ir_version=10,
         )
-    except (onnx.defs.SchemaError, shape_inference.InferenceError, ValueError) as error:
+    except INFERENCE_ERRORS as error:
         raise _does_not_fit(node, shapes, str(error).strip().splitlines()[-1]) from error
     return [_from_type(out, found.get(out.name or ""), shapes) for out in node.outputs]
 
@@ -180,11 +195,13 @@ def _type_proto(value: ir.Value, shapes: Shapes) -> onnx.TypeProto:
     return onnx.helper.make_tensor_type_proto(int(value.dtype or 0), sizes)
 
 
-def _small_constant(value: ir.Value) -> onnx.TensorProto | None:
+def _small_constant(value: ir.Value, shapes: Shapes) -> onnx.TensorProto | None:
     tensor = value.const_value
+    if tensor is None and value.dtype == ir.DataType.INT64:
+        tensor = shapes.tensor(value)
     if tensor is None or tensor.size > MAX_CONTENTS:
         return None
-    if tensor.dtype.bitwidth < 8 or tensor.dtype == ir.DataType.STRING:
+    if tensor.dtype == ir.DataType.STRING or tensor.dtype.bitwidth < 8:
         return ir.serde.serialize_tensor(tensor)
     # Read first: inference cannot follow a tensor into its file.
     return ir.serde.serialize_tensor(ir.Tensor(np.array(tensor.numpy()), tensor.dtype))

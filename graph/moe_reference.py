@@ -11,6 +11,8 @@ from typing import Any
 
 import numpy as np
 
+from graph.packing import unpack
+
 Array = np.ndarray[Any, Any]
 Outputs = tuple[Array, ...]
 Meanings = dict[tuple[str, str], Callable[..., Outputs]]
@@ -40,6 +42,8 @@ def moe(
     """
     if activation.get("use_sparse_mixer"):
         raise NotImplementedError("MoE with the sparse mixer")
+    if fc2.shape[1] != x.shape[-1] or router.shape[1] != fc1.shape[0]:
+        raise ValueError("MoE whose result or experts do not fit its input or router")
     tokens = x.reshape(-1, x.shape[-1])
     weights = _routing(router, k, bool(normalize_routing_weights), router_weights)
     total = np.zeros((tokens.shape[0], fc2.shape[1]), np.float32)
@@ -58,14 +62,20 @@ def _linear(x: Array, weight: Array, bias: Array | None, expert: int) -> Array:
 
 
 def _routing(router: Array, k: int, normalize: bool, given: Array | None) -> Array:
-    """Weight of every expert for every token, 0 for those not chosen, f32[tokens, experts]."""
-    powers = np.exp(router - router.max(-1, keepdims=True)).astype(np.float32)
-    weights = powers / powers.sum(-1, keepdims=True) if given is None else given
-    chosen = np.argsort(-router, axis=-1, kind="stable")[:, :k]
+    """Weight of every expert for every token, 0 for those not chosen, f32[tokens, experts].
+
+    Of equal experts the last are chosen; experts of a weight below zero are passed over.
+    """
+    logits = router.astype(np.float32)
+    powers = np.exp(logits - logits.max(-1, keepdims=True))
+    weights = powers / powers.sum(-1, keepdims=True) if given is None else given.astype(np.float32)
+    chosen = np.argsort(router, axis=-1, kind="stable")[:, ::-1][:, :k]
     mask = np.zeros_like(router, bool)
     np.put_along_axis(mask, chosen, True, axis=-1)
     kept = np.where(mask, weights, 0)
-    return np.asarray(kept / kept.sum(-1, keepdims=True) if normalize else kept)
+    total = kept.sum(-1, keepdims=True)
+    shares = np.divide(kept, total, out=np.zeros_like(kept), where=total != 0)
+    return np.asarray(np.maximum(shares if normalize else kept, 0))
 
 
 def _activate(
@@ -77,7 +87,8 @@ def _activate(
     activation_alpha: float = 1.0,
     activation_beta: float = 0.0,
     swiglu_limit: float = math.inf,
-    **_: Any,
+    swiglu_limit_after_activation: int = 0,
+    use_sparse_mixer: int = 0,
 ) -> Array:
     if activation_type == "swiglu":
         gate, up = first, third
@@ -85,9 +96,11 @@ def _activate(
             half = first.shape[-1] // 2
             pairs = (first[:, ::2], first[:, 1::2])
             gate, up = pairs if swiglu_fusion == INTERLEAVED else (first[:, :half], first[:, half:])
-        gate = np.minimum(gate, swiglu_limit)
+        first_limit = math.inf if swiglu_limit_after_activation else swiglu_limit
+        gate = np.minimum(gate, first_limit)
+        gate = np.minimum(gate * sigmoid(activation_alpha * gate), swiglu_limit)
         up = np.clip(up, -swiglu_limit, swiglu_limit)
-        return np.asarray(gate * sigmoid(activation_alpha * gate) * (up + activation_beta))
+        return np.asarray(gate * (up + activation_beta))
     made = ACTIVATIONS[activation_type](first)
     return made if third is None else np.asarray(made * third)
 
@@ -123,6 +136,9 @@ def quantised_moe(
     fc3_bias: Array | None = None,
     *points: Array | None,
     expert_weight_bits: int = 4,
+    fc1_expert_weight_bits: int = 0,
+    fc2_expert_weight_bits: int = 0,
+    fc3_expert_weight_bits: int = 0,
     block_size: int = 0,
     quant_type: str = "int",
     accuracy_level: int = 0,
@@ -136,14 +152,15 @@ def quantised_moe(
     if quant_type != "int" or any(p is not None for p in points[4:]):
         raise NotImplementedError(f"QMoE of type '{quant_type}'")
     zeros = [*points[:4], None, None, None, None]
-    bits = expert_weight_bits
-    first = _dequantised(fc1, fc1_scales, zeros[0], bits, block_size)
-    second = _dequantised(fc2, fc2_scales, zeros[1], bits, block_size)
+    own = (fc1_expert_weight_bits, fc2_expert_weight_bits, fc3_expert_weight_bits)
+    bits = [number or expert_weight_bits for number in own]
+    first = _dequantised(fc1, fc1_scales, zeros[0], bits[0], block_size)
+    second = _dequantised(fc2, fc2_scales, zeros[1], bits[1], block_size)
     if zeros[3] is None:
         attributes["normalize_routing_weights"] = 1
     third = None
     if fc3 is not None and fc3_scales is not None:
-        third = _dequantised(fc3, fc3_scales, zeros[2], bits, block_size)
+        third = _dequantised(fc3, fc3_scales, zeros[2], bits[2], block_size)
     return moe(
         x, router, first, fc1_bias, second, fc2_bias, third, fc3_bias,
         router_weights=zeros[3], **attributes,
@@ -153,21 +170,15 @@ def quantised_moe(
 def _dequantised(
     packed: Array, scales: Array, points: Array | None, bits: int, block: int
 ) -> Array:
-    whole = _unpacked(packed, bits).astype(np.float32)
+    whole = unpack(packed, bits).astype(np.float32)
     zero: Array | int = 2 ** (bits - 1)
     if points is not None:
-        zero = _unpacked(points, bits)[..., : scales.shape[-1]].astype(np.float32)
+        zero = unpack(points, bits)[..., : scales.shape[-1]].astype(np.float32)
     if not block:
         zero = zero if isinstance(zero, int) else zero[..., None]
         return np.asarray((whole - zero) * scales[..., None])
     zero = zero if isinstance(zero, int) else np.repeat(zero, block, axis=-1)
     return np.asarray((whole - zero) * np.repeat(scales, block, axis=-1))
-
-
-def _unpacked(packed: Array, bits: int) -> Array:
-    shifts = np.arange(0, 8, bits, dtype=np.uint8)
-    parts = (packed[..., None] >> shifts) & (2**bits - 1)
-    return np.asarray(parts.reshape(*packed.shape[:-1], -1))
 
 
 def causal_conv_with_state(

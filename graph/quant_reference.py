@@ -12,17 +12,11 @@ from typing import Any
 
 import numpy as np
 
+from graph.packing import unpack
 from graph.quant_codes import CODES, centred, quantize, softmax, zero_of
 
 Array = np.ndarray[Any, Any]
 Outputs = tuple[Array, ...]
-
-
-def unpack(packed: Array, bits: int) -> Array:
-    """Codes of a u8[..., n] as i32[..., n * 8/bits]."""
-    shifts = np.arange(0, 8, bits)
-    codes = (packed[..., None].astype(np.int32) >> shifts) & ((1 << bits) - 1)
-    return np.asarray(codes.reshape(*packed.shape[:-1], -1))
 
 
 def matmul_n_bits(
@@ -44,7 +38,7 @@ def matmul_n_bits(
     if g_idx is not None or weight_prepacked:
         raise NotImplementedError("MatMulNBits with g_idx or packed for one kind of device")
     blocks = -(-K // block_size)
-    codes = unpack(b.reshape(N, blocks, -1), bits)
+    codes = unpack(b.reshape(N, blocks, -1), bits).astype(np.int32)
     zero: Array = np.full((N, blocks), 1 << (bits - 1))
     if zero_points is not None and zero_points.dtype == np.uint8:
         zero = unpack(zero_points.reshape(N, -1), bits)[:, :blocks]
@@ -69,11 +63,11 @@ def gather_block_quantized(
     """Rows of a table that is quantised in blocks along `quantize_axis`, dequantised."""
     codes, zero = data.astype(np.int32), None
     if data.dtype == np.uint8:
-        codes = unpack(data, bits)
+        codes = unpack(data, bits).astype(np.int32)
         zero = np.full(scales.shape, 1 << (bits - 1))
     if zero_points is not None:
         packed = zero_points.dtype == np.uint8
-        zero = unpack(zero_points, bits) if packed else zero_points.astype(np.int32)
+        zero = (unpack(zero_points, bits) if packed else zero_points).astype(np.int32)
         zero = zero[tuple(slice(size) for size in scales.shape)]
     axis = quantize_axis % codes.ndim
 

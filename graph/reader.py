@@ -14,6 +14,8 @@ import onnx_ir as ir
 
 from graph.errors import GraphError
 from graph.external_data import check_external_data, data_files
+from graph.plain import drop_odd_types, import_domains, make_dense
+from graph.random_ops import seed_random_ops
 from graph.wellformed import check_graphs
 
 MAX_IR_VERSION = 14
@@ -35,11 +37,13 @@ def read_model(path: str | os.PathLike[str]) -> ir.Model:
     proto = read_proto(path)
     _refuse(path, "cannot be used", _version_violations(proto))
     _refuse(path, "has unusable weights", check_external_data(proto, path))
+    _refuse(path, "has unusable weights", make_dense(proto))
     violations, sorted_ = check_graphs(proto)
     _refuse(path, "is not a well-formed graph", violations)
     model = _deserialize(proto, path)
     if not sorted_:
         _sort(model, path)
+    seed_random_ops(model.graph)
     return model
 
 
@@ -135,6 +139,8 @@ def _refuse(path: Path, what: str, violations: list[str]) -> None:
 
 
 def _deserialize(proto: onnx.ModelProto, path: Path) -> ir.Model:
+    drop_odd_types(proto.graph)
+    import_domains(proto)
     try:
         return ir.serde.deserialize_model(proto)
     except (ir.serde.SerdeError, ValueError, KeyError, TypeError) as error:

@@ -28,10 +28,6 @@ def _elementwise(c: Context) -> list[Dims]:
     return [broadcast([c.dims(i) for i, v in enumerate(c.node.inputs) if v is not None])]
 
 
-def _same_as_first(c: Context) -> list[Dims]:
-    return [c.dims(0)]
-
-
 def _matmul(c: Context) -> list[Dims]:
     a, b = c.dims(0), c.dims(1)
     inner = a[-1], b[-2 if len(b) > 1 else -1]
@@ -165,6 +161,15 @@ def _skip_norm(c: Context) -> list[Dims | None]:
     return [dims, dims[:-1] + (1,), dims[:-1] + (1,), dims]
 
 
+def _layer_norm(c: Context) -> list[Dims]:
+    """Inferred here, as ONNX Runtime has this op in opsets that the standard does not."""
+    dims = c.dims(0)
+    axis = c.attribute("axis", -1) % len(dims)
+    for out in c.node.outputs[1:]:
+        out.dtype = ir.DataType(c.attribute("stash_type", 1))
+    return [dims, *[dims[:axis] + (1,) * (len(dims) - axis)] * 2]
+
+
 def _typed_as(c: Context, index: int) -> None:
     """Give the first result the type of an operand, where that is known."""
     value = c.operand(index)
@@ -269,7 +274,8 @@ SHAPE_RULES: dict[tuple[str, str], ShapeRule] = {
     ("", "Concat"): _concat,
     ("", "Range"): _range,
     ("", "ConstantOfShape"): _constant_of_shape,
-    ("", "SimplifiedLayerNormalization"): _same_as_first,
+    ("", "LayerNormalization"): _layer_norm,
+    ("", "SimplifiedLayerNormalization"): _layer_norm,
     ("com.microsoft", "GroupQueryAttention"): _group_query_attention,
     ("com.microsoft", "SkipSimplifiedLayerNormalization"): _skip_norm,
     ("com.microsoft", "SkipLayerNormalization"): _skip_norm,

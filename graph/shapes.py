@@ -9,7 +9,6 @@ import numpy as np
 import onnx_ir as ir
 
 from graph.dims import Dim, Dims, Expr, from_text, symbol
-from graph.errors import GraphError
 
 MAX_CONTENTS = 64
 """Integer tensors of up to this many elements have their contents followed."""
@@ -30,13 +29,6 @@ class Shapes:
     """Names of all symbols that the model declares."""
     fresh: int = 0
 
-    def of(self, value: ir.Value) -> Dims:
-        """Shape of `value`. Raises GraphError where nothing is known of it."""
-        try:
-            return self.dims[value]
-        except KeyError:
-            raise GraphError(f"the shape of value '{value.name}' is not known.") from None
-
     def known(self, value: ir.Value | None) -> bool:
         """Whether at least the rank of `value` is known."""
         return value is not None and value in self.dims
@@ -47,6 +39,17 @@ class Shapes:
         if contents is None or any(isinstance(entry, Expr) for entry in contents.flat):
             return None
         return [int(entry) for entry in contents.flat]
+
+    def tensor(self, value: ir.Value) -> ir.TensorProtocol | None:
+        """Contents as a tensor of the value's type, or None where they are no constant of it."""
+        contents = self.ints(value)
+        if contents is None:
+            return None
+        dtype = (value.dtype or ir.DataType.INT64).numpy()
+        try:
+            return ir.tensor(np.array(contents, dtype).reshape(self.contents[value].shape))
+        except OverflowError:
+            return None  # a Cast that wraps around is left to the executor
 
     def declared(self, size: int | ir.SymbolicDim) -> Dim:
         """An exporter's size as ours."""

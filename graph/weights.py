@@ -8,6 +8,41 @@ import numpy as np
 import onnx_ir as ir
 
 from graph.layout import Box, take_box
+from graph.packing import bytes_of_codes, pack, unpack
+
+
+class CodesTensor(ir.LazyTensor):
+    """A weight of codes several to a byte, which is split code by code.
+
+    Bytes are no unit to split by: two codes of one may belong to two ranks. The contents are bytes
+    as before, u8[..., bytes], every row of `count` codes padded to whole bytes; a rank's part is
+    cut out of the codes and packed again.
+    """
+
+    def __init__(self, source: ir.TensorProtocol, bits: int, count: int) -> None:
+        self.bits = bits
+        self.count = count
+        sizes = source.shape.numpy()
+        row = bytes_of_codes(count, bits)
+        # Older models hold the rows of a matrix one after another, in one dim.
+        rows = (sizes[0] // row,) if len(sizes) == 1 else sizes[:-1]
+        self._source = source
+        super().__init__(
+            self._evaluate, source.dtype, ir.Shape([*rows, row]), cache=False, name=source.name
+        )
+
+    def codes_of(self, packed: np.ndarray) -> np.ndarray:
+        """The codes in the contents of this tensor, u8[..., count]."""
+        return unpack(packed, self.bits)[..., : self.count]
+
+    def _evaluate(self) -> ir.TensorProtocol:
+        return ir.Tensor(read_whole(self._source).reshape(self.shape.numpy()))
+
+
+def dims_of(tensor: ir.TensorProtocol) -> tuple[int, ...]:
+    """Sizes by which a weight is split: those of its shape, or of its codes where packed."""
+    sizes = tuple(int(size) for size in tensor.shape.numpy())
+    return (*sizes[:-1], tensor.count) if isinstance(tensor, CodesTensor) else sizes
 
 
 class ShardTensor(ir.LazyTensor):
@@ -21,10 +56,13 @@ class ShardTensor(ir.LazyTensor):
         self.source = source
         self.box = box
         self.zero = zero
-        shape = ir.Shape(
+        sizes = [
             size if held is None else sum(stop - start for start, stop in held)
-            for size, held in zip(source.shape.numpy(), box)
-        )
+            for size, held in zip(dims_of(source), box)
+        ]
+        if isinstance(source, CodesTensor):
+            sizes[-1] = bytes_of_codes(sizes[-1], source.bits)
+        shape = ir.Shape(sizes)
         super().__init__(self._evaluate, source.dtype, shape, cache=False, name=source.name)
 
     @property
@@ -34,7 +72,10 @@ class ShardTensor(ir.LazyTensor):
 
     def part_of(self, whole: np.ndarray) -> np.ndarray:
         """This part, given the contents of the whole source."""
-        part = take_box(whole, self.box)
+        if isinstance(self.source, CodesTensor):
+            part = pack(take_box(self.source.codes_of(whole), self.box), self.source.bits)
+        else:
+            part = take_box(whole, self.box)
         return np.zeros_like(part) if self.zero else part
 
     def _evaluate(self) -> ir.TensorProtocol:
@@ -80,3 +121,19 @@ def transposed(source: ir.TensorProtocol, perm: Sequence[int]) -> ir.LazyTensor:
 
     shape = ir.Shape([sizes[axis] for axis in perm])
     return ir.LazyTensor(evaluate, source.dtype, shape, name=source.name)
+
+
+def has_type(array: np.ndarray, dtype: ir.DataType) -> bool:
+    """Whether an array holds elements of a type; numpy has several types for strings."""
+    if dtype == ir.DataType.STRING:
+        return array.dtype.kind in "OSU"
+    return array.dtype == dtype.numpy()
+
+
+def add_initializer(graph: ir.Graph, name: str, tensor: ir.TensorProtocol) -> ir.Value:
+    """A new constant of `graph`, by this name or one like it."""
+    while name in graph.initializers:
+        name += "_"
+    value = ir.val(name, tensor.dtype, list(tensor.shape.numpy()), const_value=tensor)
+    graph.register_initializer(value)
+    return value

@@ -43,8 +43,6 @@ def check_graphs(proto: onnx.ModelProto) -> tuple[list[str], bool]:
 def _check_graph(
     graph: onnx.GraphProto, where: str, outer: list[Scope], findings: Findings
 ) -> None:
-    if graph.sparse_initializer:
-        findings.violations.append(f"{where} has sparse initializers, which are not supported")
     inputs = [value.name for value in graph.input]
     initializers = [tensor.name for tensor in graph.initializer]
     for kind, names in (("input", inputs), ("initializer", initializers)):

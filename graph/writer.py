@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import onnx
@@ -28,28 +27,42 @@ INLINE_BYTES = 256
 """Tensors up to this size, shape constants among them, stay inside the ONNX file."""
 
 
-@dataclass(frozen=True)
-class WrittenModel:
-    """Digests of the two files of a model."""
-
-    model: Digest
-    weights: Digest
+Digests = dict[str, Digest]
+"""By file name."""
 
 
 def write_models(
-    folders: Sequence[Path], models: Sequence[ir.Model], progress: Progress | None = None
-) -> list[WrittenModel]:
-    """Write each model into its (existing, empty) folder; a tensor they share is read once."""
-    values = [dict(_stored_values(model)) for model in models]
+    folders: Sequence[Path],
+    ranks: Sequence[Mapping[str, ir.Model]],
+    progress: Progress | None = None,
+) -> list[Digests]:
+    """Write the models of each rank, by file name, into its (existing, empty) folder.
+
+    The models of a rank share one weight file; a tensor that several need is stored once, and one
+    that several ranks need parts of is read once.
+    """
+    values = [_values_of(models) for models in ranks]
     tensors = [{name: _const(value) for name, value in named.items()} for named in values]
     files = write_weight_files([f / WEIGHT_FILE for f in folders], tensors, progress)
-    written = []
-    for folder, model, named, file in zip(folders, models, values, files, strict=True):
+    written: list[Digests] = []
+    for folder, models, named, file in zip(folders, ranks, values, files, strict=True):
         with _placed(named, file.places):
-            proto = to_proto(model)
-        digest = write_file(folder / MODEL_FILE, proto.SerializeToString(deterministic=True))
-        written.append(WrittenModel(digest, file.digest))
+            protos = {name: to_proto(model) for name, model in models.items()}
+        digests = {
+            name: write_file(folder / name, proto.SerializeToString(deterministic=True))
+            for name, proto in protos.items()
+        }
+        written.append({**digests, WEIGHT_FILE: file.digest})
     return written
+
+
+def _values_of(models: Mapping[str, ir.Model]) -> dict[str, ir.Value]:
+    """Stored values of all models of a rank; those of the first keep their names."""
+    found: dict[str, ir.Value] = {}
+    for file, model in models.items():
+        prefix = f"{file}/" if found else ""
+        found.update({prefix + name: value for name, value in _stored_values(model)})
+    return found
 
 
 def to_proto(model: ir.Model) -> onnx.ModelProto:

@@ -8,7 +8,7 @@ Exporting 800 MB through torch takes minutes and gigabytes; this streams random 
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -34,21 +34,29 @@ class LlamaShape:
     vocabulary: int = 16384
     batch: int = 1
     sequence: int = 8
+    cache: int = 0
+    """Positions in a KV cache, which fused attention reads and extends; without one attention is
+    written out."""
 
     @property
     def head_size(self) -> int:
         """Features per head."""
         return self.hidden // self.heads
 
+    @property
+    def cache_dims(self) -> tuple[int, int, int, int]:
+        """Shape of one layer's cached keys or values."""
+        return self.batch, self.kv_heads, self.cache, self.head_size
 
-def make(path: Path, *, seed: int = 0, stub: bool = False, **sizes: int) -> Path:
+
+def make(path: Path, *, seed: int | None = 0, **sizes: int) -> Path:
     """Write `path` and `path`.data beside it; `sizes` are fields of LlamaShape. Returns `path`.
 
-    With `stub` the data file is a hole of the right size, for what never reads weights.
+    Without a seed the data file is a hole of the right size, for what never reads weights.
     """
     shape = LlamaShape(**sizes)
     with path.with_name(path.name + ".data").open("wb") as data:
-        weights = _Weights(data, path, None if stub else np.random.default_rng(seed))
+        weights = _Weights(data, path, None if seed is None else np.random.default_rng(seed))
         graph = _Builder(shape, weights).graph()
     ir.save(ir.Model(graph, ir_version=10, producer_name="tests.big_model"), path)
     return path
@@ -58,8 +66,13 @@ def make_inputs(seed: int = 0, **sizes: int) -> dict[str, np.ndarray]:
     """Inputs for a model made with the same `sizes`."""
     shape = LlamaShape(**sizes)
     size = (shape.batch, shape.sequence)
-    return {
-        "input_ids": np.random.default_rng(seed).integers(0, shape.vocabulary, size),
+    random = np.random.default_rng(seed)
+    ids = {"input_ids": random.integers(0, shape.vocabulary, size)}
+    if shape.cache:
+        names = (name for layer in range(shape.layers) for name in _cache_names(layer, "past"))
+        past = {name: random.standard_normal(shape.cache_dims, np.float32) for name in names}
+        return ids | past
+    return ids | {
         "attention_mask": np.ones(size, np.int64),
         "position_ids": np.broadcast_to(np.arange(shape.sequence), size).copy(),
     }
@@ -77,17 +90,21 @@ class _Weights:
         """A stored weight of normally distributed values."""
         offset = self.data.seek(-(-self.data.tell() // ALIGNMENT) * ALIGNMENT)
         size = int(np.prod(shape))
-        if self.random is None:
-            self.data.seek(self.data.truncate(offset + 4 * size))
-        for start in range(0, size if self.random else 0, CHUNK):
-            values = self.random.standard_normal(min(CHUNK, size - start), np.float32)
-            self.data.write((values * np.float32(scale) + np.float32(mean)).data)
+        self._fill(size, scale, mean)
         location, folder = self.model.name + ".data", self.model.parent
         dims, dtype = ir.Shape(shape), ir.DataType.FLOAT
         tensor = ir.ExternalTensor(
             location, offset, 4 * size, dtype, name=name, shape=dims, base_dir=folder
         )
         return ir.Value(name=name, shape=dims, type=ir.TensorType(dtype), const_value=tensor)
+
+    def _fill(self, size: int, scale: float, mean: float) -> None:
+        if self.random is None:
+            self.data.seek(self.data.truncate(self.data.tell() + 4 * size))
+            return
+        for start in range(0, size, CHUNK):
+            values = self.random.standard_normal(min(CHUNK, size - start), np.float32)
+            self.data.write((values * np.float32(scale) + np.float32(mean)).data)
 
 
 class _Builder:
@@ -98,6 +115,9 @@ class _Builder:
         self.weights = weights
         self.nodes: list[ir.Node] = []
         self.initializers: list[ir.Value] = []
+        self.inputs: list[ir.Value] = []
+        self.outputs: list[ir.Value] = []
+        """What a cache adds to the logits."""
         self.constants: dict[tuple[str, tuple[int, ...], bytes], ir.Value] = {}
 
     def op(self, op_type: str, *inputs: ir.Value, **attributes: Any) -> ir.Value:
@@ -220,6 +240,47 @@ class _Builder:
         flat = self.op("Reshape", mixed, self.constant([s.batch, s.sequence, -1]))
         return self.linear(flat, f"{name}.o_proj", s.hidden, s.hidden)
 
+    def plain_attention(self) -> Callable[[ir.Value, int], ir.Value]:
+        """Attention written out, with what all layers share."""
+        allowed, rotation = self.allowed(self.inputs[1]), self.rotation(self.inputs[2])
+        return lambda value, layer: self.attention(value, f"layers.{layer}", allowed, rotation)
+
+    def cached_attention(self, value: ir.Value, layer: int) -> ir.Value:
+        """Grouped-query attention as one op, which appends to the cache."""
+        s, name = self.shape, f"layers.{layer}"
+        wide, narrow = s.heads * s.head_size, s.kv_heads * s.head_size
+        queries = self.linear(value, f"{name}.q_proj", s.hidden, wide)
+        keys = self.linear(value, f"{name}.k_proj", s.hidden, narrow)
+        values = self.linear(value, f"{name}.v_proj", s.hidden, narrow)
+        past = [_tensor(n, ir.DataType.FLOAT, s.cache_dims) for n in _cache_names(layer, "past")]
+        total = s.cache + s.sequence
+        lengths = self.constant([total - 1] * s.batch, np.int32), self.constant(total, np.int32)
+        attributes = {"num_heads": s.heads, "kv_num_heads": s.kv_heads, "do_rotary": 1}
+        node = ir.node(
+            "GroupQueryAttention",
+            [queries, keys, values, *past, *lengths, *self.rotary_tables()],
+            attributes,
+            domain="com.microsoft",
+            num_outputs=3,
+            name=f"node_{len(self.nodes)}",
+        )
+        self.nodes.append(node)
+        node.outputs[0].name = f"attention_{layer}"
+        longer = (s.batch, s.kv_heads, total, s.head_size)
+        for output, output_name in zip(node.outputs[1:], _cache_names(layer, "present")):
+            output.name, output.type = output_name, ir.TensorType(ir.DataType.FLOAT)
+            output.shape = ir.Shape(longer)
+        self.inputs += past
+        self.outputs += node.outputs[1:]
+        return self.linear(node.outputs[0], f"{name}.o_proj", wide, s.hidden)
+
+    def rotary_tables(self) -> tuple[ir.Value, ir.Value]:
+        """Cosines and sines of all positions, f32[positions, head_size / 2]."""
+        half = self.shape.head_size // 2
+        positions = np.arange(self.shape.cache + self.shape.sequence)
+        angles = np.outer(positions, 10000.0 ** (-np.arange(half) / half))
+        return self.constant(np.cos(angles), np.float32), self.constant(np.sin(angles), np.float32)
+
     def feed_forward(self, value: ir.Value, name: str) -> ir.Value:
         """SwiGLU."""
         hidden, wide = self.shape.hidden, self.shape.intermediate
@@ -231,16 +292,16 @@ class _Builder:
     def graph(self) -> ir.Graph:
         """The whole model."""
         s = self.shape
-        inputs = [_input(n, s) for n in ("input_ids", "attention_mask", "position_ids")]
+        names = ["input_ids"] if s.cache else ["input_ids", "attention_mask", "position_ids"]
+        self.inputs = [_tensor(n, ir.DataType.INT64, (s.batch, s.sequence)) for n in names]
         scale = s.hidden**-0.5
         table = self.weights.normal("embed_tokens", [s.vocabulary, s.hidden], scale)
         self.initializers.append(table)
-        hidden = self.op("Gather", table, inputs[0], axis=0)
-        allowed, rotation = self.allowed(inputs[1]), self.rotation(inputs[2])
+        hidden = self.op("Gather", table, self.inputs[0], axis=0)
+        attention = self.cached_attention if s.cache else self.plain_attention()
         for layer in range(s.layers):
             normal = self.norm(hidden, f"layers.{layer}.input_norm")
-            mixed = self.attention(normal, f"layers.{layer}", allowed, rotation)
-            hidden = self.op("Add", hidden, mixed)
+            hidden = self.op("Add", hidden, attention(normal, layer))
             normal = self.norm(hidden, f"layers.{layer}.post_attention_norm")
             hidden = self.op("Add", hidden, self.feed_forward(normal, f"layers.{layer}"))
         logits = self.linear(self.norm(hidden, "norm"), "lm_head", s.hidden, s.vocabulary)
@@ -248,18 +309,22 @@ class _Builder:
         logits.shape = ir.Shape([s.batch, s.sequence, s.vocabulary])
         initializers = [*self.initializers, *self.constants.values()]
         return ir.Graph(
-            inputs,
-            [logits],
+            self.inputs,
+            [logits, *self.outputs],
             nodes=self.nodes,
             initializers=initializers,
-            opset_imports={"": OPSET},
+            opset_imports={"": OPSET, **({"com.microsoft": 1} if s.cache else {})},
             name="big_llama",
         )
 
 
-def _input(name: str, shape: LlamaShape) -> ir.Value:
-    size = ir.Shape([shape.batch, shape.sequence])
-    return ir.Value(name=name, shape=size, type=ir.TensorType(ir.DataType.INT64))
+def _tensor(name: str, dtype: ir.DataType, dims: Sequence[int]) -> ir.Value:
+    return ir.Value(name=name, shape=ir.Shape(dims), type=ir.TensorType(dtype))
+
+
+def _cache_names(layer: int, prefix: str) -> tuple[str, str]:
+    names = {"past": "past_key_values", "present": "present"}
+    return f"{names[prefix]}.{layer}.key", f"{names[prefix]}.{layer}.value"
 
 
 def main() -> None:

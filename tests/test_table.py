@@ -11,7 +11,8 @@ import pytest
 from bench import rows as rows_of
 from bench import table
 from tests.tpcore.command import python_path
-from tpcore.verify import compare, run_ranks
+from tpcore.compare import compare
+from tpcore.verify import run_ranks
 
 MODEL = "mlp-opset18-dynamic"
 

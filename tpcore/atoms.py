@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
 from itertools import accumulate, pairwise
 from typing import Any
@@ -63,9 +64,25 @@ def unify(left: Sequence[Atom], right: Sequence[Atom]) -> None:
             a.insert(0, _refine(x, y, rest))
         elif (rest := divide(y.size, x.size)) is not None and y.segments is None:
             b.insert(0, _refine(y, x, rest))
+        elif (shared := _common([x, *a], [y, *b])) is not None:
+            a.insert(0, _refine(x, shared, divide(x.size, shared.size) or 1))
+            b.insert(0, _refine(y, shared, divide(y.size, shared.size) or 1))
         else:
             return
         a, b = resolve(a), resolve(b)
+
+
+def _common(left: Atoms, right: Atoms) -> Atom | None:
+    """A factor of the first atoms of equal products, neither of which divides the other.
+
+    28 heads of 96 and 21 blocks of 128 are 7 groups of 4 heads or 3 blocks.
+    """
+    x, y = left[0], right[0]
+    if not (isinstance(x.size, int) and isinstance(y.size, int)) or x.segments or y.segments:
+        return None
+    shared = math.gcd(x.size, y.size)
+    alike = product(atom.size for atom in left) == product(atom.size for atom in right)
+    return Atom(shared) if alike and shared > 1 else None
 
 
 def _refine(big: Atom, major: Atom, rest: Dim) -> Atom:

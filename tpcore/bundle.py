@@ -2,7 +2,8 @@
 
     bundle/manifest.json                       tpcore/manifest.py
     bundle/plan.json                           the plan, for people and for the next split
-    bundle/rank-00000/model.onnx               one graph per rank
+    bundle/rank-00000/model.onnx               one graph per rank,
+    bundle/rank-00000/{prefill,decode}.onnx    or two over the same weights
     bundle/rank-00000/model.safetensors        its weights
 
 A bundle is written beside its final name and renamed at the end: it is there whole or not at all.
@@ -23,7 +24,7 @@ from graph.digest import Digest, write_file
 from graph.errors import BundleError, GraphError
 from graph.reader import read_model
 from graph.safetensors_file import Progress
-from graph.writer import MODEL_FILE, WEIGHT_FILE, write_models
+from graph.writer import WEIGHT_FILE, write_models
 from tpcore import manifest as manifests
 from tpcore.bundle_files import (
     crc32_violation,
@@ -33,7 +34,8 @@ from tpcore.bundle_files import (
     sha256_violation,
     size_violation,
 )
-from tpcore.manifest import MANIFEST_FILE, MAX_BYTES, PLAN_FILE, RANK_FILES, rank_folder
+from tpcore.manifest import MANIFEST_FILE, MAX_BYTES, PLAN_FILE, program_file, rank_folder
+from tpcore.program import Program
 
 
 @dataclass(frozen=True)
@@ -56,16 +58,14 @@ class Bundle:
         plan: dict[str, Any] = json.loads(read_inside(self.path, PLAN_FILE, MAX_BYTES))
         return plan
 
-    def require_world_size(self, started: int) -> None:
-        """Raise BundleError unless `started` ranks are what the bundle was made for."""
-        if started != self.world_size:
-            raise BundleError(
-                f"bundle '{self.path}' is for {self.world_size} ranks but {started} were started. "
-                f"Start {self.world_size}, or split the model again with --tp {started}."
-            )
+    @property
+    def programs(self) -> list[Program]:
+        """What every rank can run; one program, unless the plan serves several workloads."""
+        return [Program.read(entry) for entry in self.manifest["programs"]]
 
-    def load_rank(self, rank: int) -> ir.Model:
-        """Check the crc32 of a rank's files and load its graph; weights are mapped, not read.
+    def load_rank(self, rank: int, program: str = "") -> ir.Model:
+        """Check the crc32 of a rank's files and load a graph of it, the first if none is named;
+        weights are mapped, not read.
 
         Raises:
             BundleError: there is no such rank, or its files are damaged.
@@ -75,11 +75,12 @@ class Bundle:
                 f"bundle '{self.path}' has ranks 0 to {self.world_size - 1}, but rank {rank} was "
                 "asked for. Start as many ranks as it was made for."
             )
-        names = [f"{rank_folder(rank)}/{name}" for name in RANK_FILES]
+        model = program_file(program or self.programs[0].name)
+        names = [f"{rank_folder(rank)}/{name}" for name in (model, WEIGHT_FILE)]
         refuse(self.path, [size_violation(self.path, n, self.files[n]) for n in names])
         refuse(self.path, [crc32_violation(self.path, n, self.files[n]) for n in names])
         try:
-            return read_model(self.path / rank_folder(rank) / MODEL_FILE)
+            return read_model(self.path / rank_folder(rank) / model)
         except GraphError as error:
             raise BundleError(
                 f"bundle '{self.path}' holds a bad graph for rank {rank}: {error}"
@@ -115,14 +116,16 @@ def open_bundle(path: str | os.PathLike[str]) -> Bundle:
 
 def write_bundle(
     path: str | os.PathLike[str],
-    ranks: Sequence[ir.Model],
+    ranks: Sequence[Mapping[str, ir.Model]],
     *,
     manifest: Mapping[str, Any],
     plan: Mapping[str, Any],
     force: bool = False,
     progress: Progress | None = None,
 ) -> Path:
-    """Write a bundle of one graph per rank; `manifest` holds the fields that are not the format's.
+    """Write a bundle of the graphs of each rank, by program.
+
+    `manifest` holds the fields that are not the format's.
 
     Raises:
         BundleError: something is at `path` and `force` is not given or it is no bundle; the disk
@@ -159,7 +162,7 @@ def refuse_existing(path: Path, force: bool) -> None:
 
 def _write_contents(
     folder: Path,
-    ranks: Sequence[ir.Model],
+    ranks: Sequence[Mapping[str, ir.Model]],
     manifest: Mapping[str, Any],
     plan: Mapping[str, Any],
     progress: Progress | None,
@@ -168,10 +171,10 @@ def _write_contents(
     for name in names:
         (folder / name).mkdir()
     files = {PLAN_FILE: write_file(folder / PLAN_FILE, _json(plan))}
-    written = write_models([folder / name for name in names], ranks, progress)
-    for name, one in zip(names, written):
-        files[f"{name}/{MODEL_FILE}"] = one.model
-        files[f"{name}/{WEIGHT_FILE}"] = one.weights
+    models = [{program_file(program): model for program, model in r.items()} for r in ranks]
+    written = write_models([folder / name for name in names], models, progress)
+    for name, digests in zip(names, written, strict=True):
+        files.update({f"{name}/{file}": digest for file, digest in digests.items()})
     write_file(folder / MANIFEST_FILE, manifests.encode(manifest, files, len(ranks)))
 
 

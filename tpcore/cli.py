@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import NoReturn, TypeAlias
 
 from graph.errors import PlanError, TpcoreError
+from tpcore import arguments
 
 DESCRIPTION = "Split an ONNX model over n ranks by tensor parallelism, run it, prove it equal."
 EXAMPLES = """examples:
@@ -30,16 +31,16 @@ exit status: 0 done, 1 verification found a difference, 2 bad input or request, 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit status."""
-    arguments = list(sys.argv[1:] if argv is None else argv)
+    words = list(sys.argv[1:] if argv is None else argv)
     for name in ("stdout", "stderr"):
         if getattr(sys, name) is None:  # it was closed before we started
             setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115
-    if arguments[:1] == ["run"]:
+    if words[:1] in (["run"], ["calibrate"]):
         from backends.rank_main import rank_main
 
-        return rank_main(lambda: _command_status(arguments))
+        return rank_main(lambda: _command_status(words))
     try:
-        return _command_status(arguments)
+        return _command_status(words)
     except TpcoreError as error:
         print(f"error: {error}", file=sys.stderr)
         return error.exit_status
@@ -48,17 +49,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     except Exception as error:
         text = " ".join(str(error).split())
         print(
-            f"error: {arguments[0]} failed: {type(error).__name__}: {text}. This is a fault of "
+            f"error: {words[0]} failed: {type(error).__name__}: {text}. This is a fault of "
             "tpcore: please report it with what the same command prints with --debug.",
             file=sys.stderr,
         )
         return 3
 
 
-def _command_status(arguments: list[str]) -> int:
+def _command_status(words: list[str]) -> int:
     """Parse and run a command; what the system refuses becomes an error of ours."""
-    args = build_parser().parse_args(arguments)
-    args.argv = arguments
+    args = build_parser().parse_args(words)
+    args.argv = words
     try:
         status = int(args.run(args))
         sys.stdout.flush()
@@ -132,88 +133,37 @@ def _lazily(name: str):  # type: ignore[no-untyped-def]
     return run
 
 
-def _tp(text: str) -> int:
-    try:
-        ranks = int(text)
-    except ValueError:
-        ranks = 0
-    if ranks < 1:
-        raise argparse.ArgumentTypeError(
-            f"'{text}' is no number of ranks: it must be a whole number, 1 or more"
-        )
-    return ranks
-
-
-def _sizes(text: str) -> dict[str, int]:
-    sizes = {}
-    for item in text.split(","):
-        name, _, size = item.partition("=")
-        if not name.strip() or not size.strip().isdigit():
-            raise argparse.ArgumentTypeError(
-                f"'{item}' is no size of a dim: write --shape batch=1,sequence=128"
-            )
-        sizes[name.strip()] = int(size)
-    return sizes
-
-
-def _seconds(text: str) -> float:
-    try:
-        seconds = float(text)
-    except ValueError:
-        seconds = 0.0
-    if not 0 < seconds < 1e7:
-        raise argparse.ArgumentTypeError(f"'{text}' is no time: give seconds above 0")
-    return seconds
-
-
-def _add_model(parser: argparse.ArgumentParser, tp_required: bool = True) -> None:
-    parser.add_argument("model", type=Path, help="ONNX file; its weights may lie beside it")
-    _add_tp(parser, tp_required)
-    parser.add_argument(
-        "--plan",
-        default="auto",
-        metavar="P",
-        help="auto: the cheapest; replicate: split nothing; or a plan file (default: auto)",
-    )
-    _add_shape(parser)
-
-
-def _add_tp(parser: argparse.ArgumentParser, required: bool) -> None:
-    parser.add_argument(
-        "--tp",
-        "--tensor-parallel-size",
-        dest="tp",
-        type=_tp,
-        required=required,
-        metavar="N",
-        help="number of ranks to split over",
-    )
-
-
-def _add_shape(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--shape",
-        type=_sizes,
-        default={},
-        metavar="DIM=SIZE,…",
-        help="sizes of the model's symbolic dims, e.g. batch=1,sequence=128",
-    )
-
-
-def _add_json(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--json", action="store_true", help="print one JSON object")
-
-
 def _add_plan(commands: Commands) -> None:
     parser = _command(
         commands,
         "plan",
-        "show how a model would be split, without reading its weights",
-        "tpcore plan model.onnx --tp 4 -o plan.json",
+        "show how a model would be split and whether it is worth it, without reading its weights",
+        "tpcore plan model.onnx --tp 1,2,4,8 --topology h100-nvlink --memory 80GB --html plan.html",
     )
-    _add_model(parser)
+    arguments.add_model(parser)
+    parser.add_argument(
+        "--tp",
+        "--tensor-parallel-size",
+        dest="tp",
+        type=arguments.numbers_of_ranks,
+        required=True,
+        metavar="N,…",
+        help="number of ranks to split over; several are compared in a table",
+    )
+    arguments.add_steering(parser)
     parser.add_argument("-o", "--output", type=Path, metavar="PLAN", help="write the plan as JSON")
-    _add_json(parser)
+    parser.add_argument(
+        "--annotate",
+        type=Path,
+        metavar="ONNX",
+        help="write the model with its plan as ONNX device annotations, e.g. --annotate "
+        "model.tp4.onnx beside model.onnx, whose weights it goes on using",
+    )
+    parser.add_argument(
+        "--explain", metavar="VALUE", help="show what each way to hold this value would cost"
+    )
+    parser.add_argument("--html", type=Path, metavar="FILE", help="write the table as a picture")
+    arguments.add_json(parser)
 
 
 def _add_shard(commands: Commands) -> None:
@@ -223,7 +173,9 @@ def _add_shard(commands: Commands) -> None:
         "split a model into a bundle of one graph and one weight file per rank",
         "tpcore shard model.onnx --tp 4 -o bundle",
     )
-    _add_model(parser)
+    arguments.add_model(parser)
+    arguments.add_tp(parser, required=True)
+    arguments.add_steering(parser)
     parser.add_argument(
         "-o", "--output", type=Path, required=True, metavar="BUNDLE", help="directory to write"
     )
@@ -231,7 +183,7 @@ def _add_shard(commands: Commands) -> None:
     parser.add_argument(
         "--dump", type=Path, metavar="DIR", help="write the graph as text after each step"
     )
-    _add_json(parser)
+    arguments.add_json(parser)
 
 
 def _add_inspect(commands: Commands) -> None:
@@ -243,7 +195,7 @@ def _add_inspect(commands: Commands) -> None:
     )
     parser.add_argument("target", type=Path, help="bundle or ONNX file")
     parser.add_argument("--text", action="store_true", help="print the graphs as text")
-    _add_json(parser)
+    arguments.add_json(parser)
 
 
 def _add_verify(commands: Commands) -> None:
@@ -259,8 +211,8 @@ def _add_verify(commands: Commands) -> None:
     )
     parser.add_argument("--backend", default="simulate", help="backend to run both on")
     parser.add_argument("--inputs", type=Path, metavar="NPZ", help="inputs (default: made up)")
-    _add_shape(parser)
-    _add_json(parser)
+    arguments.add_shape(parser)
+    arguments.add_json(parser)
 
 
 def _add_run(commands: Commands) -> None:
@@ -272,26 +224,25 @@ def _add_run(commands: Commands) -> None:
     )
     parser.add_argument("target", type=Path, help="bundle, or ONNX file with --tp")
     parser.add_argument("--backend", default="cpu", help="see tpcore doctor (default: cpu)")
-    _add_tp(parser, required=False)
-    parser.add_argument("--plan", default="auto", metavar="P", help="plan for an ONNX file")
+    arguments.add_tp(parser, required=False)
+    arguments.add_steering(parser)
     parser.add_argument("--inputs", type=Path, metavar="NPZ", help="inputs (default: made up)")
     parser.add_argument("--outputs", type=Path, metavar="NPZ", help="where to write all outputs")
     parser.add_argument(
         "--timeout",
-        type=_seconds,
+        type=arguments.seconds,
         default=300.0,
         metavar="S",
         help="seconds a rank may wait for the others before the job is ended (default: 300)",
     )
-    _add_shape(parser)
-    _add_json(parser)
+    arguments.add_json(parser)
 
 
 def _add_doctor(commands: Commands) -> None:
     parser = _command(
         commands, "doctor", "say what can run on this machine, and why not", "tpcore doctor"
     )
-    _add_json(parser)
+    arguments.add_json(parser)
 
 
 def _add_demo(commands: Commands) -> None:
@@ -301,17 +252,42 @@ def _add_demo(commands: Commands) -> None:
         "split a small Llama, run it on MPI ranks, and prove the result",
         "tpcore demo --tp 2",
     )
-    _add_tp(parser, required=False)
+    arguments.add_tp(parser, required=False)
+
+
+def _add_calibrate(commands: Commands) -> None:
+    parser = _command(
+        commands,
+        "calibrate",
+        "measure this machine and write its topology, for plan and shard",
+        "tpcore calibrate -o topology.json --ranks 1,2",
+    )
+    parser.add_argument("-o", "--output", type=Path, required=True, metavar="FILE")
+    parser.add_argument("--backend", default="cpu", help="see tpcore doctor (default: cpu)")
+    parser.add_argument(
+        "--ranks",
+        type=arguments.numbers_of_ranks,
+        metavar="N,…",
+        help="numbers of ranks to measure with (default: 1, 2, 4, … up to the cores)",
+    )
+    parser.add_argument(
+        "--threads",
+        type=arguments.number_of_ranks,
+        metavar="N",
+        help="threads per rank (default: as tpcore run gives)",
+    )
+    parser.add_argument("--as-rank", action="store_true", help=argparse.SUPPRESS)
+    arguments.add_json(parser)
 
 
 def _add_ops(commands: Commands) -> None:
     parser = _command(
         commands, "ops", "list how every op is split, or why it is not", "tpcore ops --json"
     )
-    _add_json(parser)
+    arguments.add_json(parser)
 
 
 ADDERS = (
     *(_add_plan, _add_shard, _add_inspect, _add_verify, _add_run),
-    *(_add_ops, _add_doctor, _add_demo),
+    *(_add_calibrate, _add_ops, _add_doctor, _add_demo),
 )

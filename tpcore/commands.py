@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from collections.abc import Callable, Mapping
-from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -15,10 +12,14 @@ from backends import registry
 from backends.placement import detect_environment
 from graph.errors import PlanError
 from graph.text import graph_text
-from tpcore import demo, doctor, ops_table
+from tpcore import calibrate, demo, doctor, ops_table, plan_command
+from tpcore.annotations import ANNOTATED
 from tpcore.bundle import open_bundle
+from tpcore.compare import TEXT
 from tpcore.ops import OPS
+from tpcore.output import print_json
 from tpcore.partition import Options
+from tpcore.plan_command import options_of
 from tpcore.report import report_text
 from tpcore.run import (
     check_writable,
@@ -32,37 +33,7 @@ from tpcore.run import (
 )
 from tpcore.shard import shard, split_model
 from tpcore.target import Target, open_target
-from tpcore.verify import Verification, verify
-
-
-def _print_json(contents: Mapping[str, Any]) -> None:
-    print(json.dumps(contents, indent=2, allow_nan=False))
-
-
-def _options(args: argparse.Namespace, dump: Path | None = None) -> Options:
-    return Options(args.tp, args.plan, args.shape, dump)
-
-
-def _write_text(path: Path, text: str) -> None:
-    try:
-        path.write_text(text)
-    except OSError as error:
-        raise PlanError(f"cannot write '{path}': {error.strerror}. Choose another path.") from error
-
-
-def plan_command(args: argparse.Namespace) -> int:
-    """`tpcore plan`."""
-    split = split_model(args.model, _options(args))
-    plan = split.sharded.plan.to_json()
-    if args.output is not None:
-        _write_text(args.output, json.dumps(plan, indent=2) + "\n")
-    if args.json:
-        _print_json({**split.report, "plan": plan})
-    else:
-        print(report_text(split.report))
-        if args.output is not None:
-            print(f"plan           {args.output}")
-    return 0
+from tpcore.verify import AS_RUN, Verification, verify
 
 
 def shard_command(args: argparse.Namespace) -> int:
@@ -71,13 +42,13 @@ def shard_command(args: argparse.Namespace) -> int:
     bundle = shard(
         args.model,
         args.output,
-        _options(args, args.dump),
+        options_of(args, args.tp, args.dump),
         force=args.force,
         progress=progress,
     )
     report = bundle.manifest["report"]
     if args.json:
-        _print_json({**report, "bundle": str(bundle.path), "bundle_id": bundle.id})
+        print_json({**report, "bundle": str(bundle.path), "bundle_id": bundle.id})
     else:
         print(f"bundle         {bundle.path}")
         print(report_text(report))
@@ -110,7 +81,7 @@ def inspect_command(args: argparse.Namespace) -> int:
         report = dict(bundle.manifest["report"])
         models = [bundle.load_rank(r) for r in range(bundle.world_size)] if args.text else []
     if args.json:
-        _print_json(report)
+        print_json(report)
         return 0
     print(report_text(report))
     if report.get("ops_without_rule"):
@@ -132,7 +103,7 @@ def verify_command(args: argparse.Namespace) -> int:
         backend=args.backend,
     )
     if args.json:
-        _print_json(result.to_json())
+        print_json(result.to_json())
     else:
         print(verification_text(result))
     return 0 if result.equal else 1
@@ -151,20 +122,25 @@ def verification_text(result: Verification) -> str:
             f"first wrong value: '{d['value']}' of node '{d['node']}' ({d['op']}), "
             f"off by {d['max_abs_diff']:.2e}"
         )
+    if result.as_run is not None:
+        lines.append(
+            f"compared: {result.setting}, without rounding that depends on where a graph is cut; "
+            f"{AS_RUN} the largest difference is {result.as_run:.2e} of the largest value"
+        )
     return "\n".join(lines)
 
 
 def run_command(args: argparse.Namespace) -> int:
     """`tpcore run`."""
     backend = registry.get(args.backend)
-    options = Options(args.tp, args.plan, args.shape) if args.tp is not None else None
+    options = options_of(args, args.tp) if args.tp is not None else None
     placement = detect_environment()
     first = placement.rank == 0
 
     def opened() -> Target:
         if first and args.outputs is not None:
             check_writable(args.outputs)
-        if args.plan != "auto" and args.target.is_dir():
+        if args.plan != ANNOTATED and args.target.is_dir():
             raise PlanError(
                 f"--plan {args.plan} was given for bundle '{args.target}', which is split "
                 "already. Leave --plan out, or run the ONNX file with --tp N."
@@ -190,28 +166,38 @@ def run_command(args: argparse.Namespace) -> int:
 def _deliver(args: argparse.Namespace, outputs: Mapping[str, np.ndarray]) -> None:
     if args.outputs is not None:
         write_npz(args.outputs, outputs)
-    described = {
-        name: {"dtype": array.dtype.name, "shape": list(array.shape)}
-        for name, array in outputs.items()
-    }
+    described = {name: _described(value) for name, value in outputs.items()}
     if args.json:
         where = str(args.outputs) if args.outputs is not None else None
-        _print_json({"outputs": described, "file": where})
+        print_json({"outputs": described, "file": where})
         return
-    for name, array in outputs.items():
-        first = ", ".join(f"{x:.6g}" for x in array.reshape(-1)[:4].tolist())
-        first += ", …" if array.size > 4 else ""
-        print(f"{name}: {array.dtype.name}{list(array.shape)} {first}")
+    for name, value in outputs.items():
+        flat = value.reshape(-1) if isinstance(value, np.ndarray) else np.array(value, object)
+        first = ", ".join(_short(x) for x in flat.reshape(-1)[:4].tolist())
+        first += ", …" if flat.size > 4 else ""
+        print(f"{name}: {described[name]['dtype']}{described[name]['shape']} {first}")
     if args.outputs is not None:
         print(f"written to {args.outputs}")
 
 
+def _described(value: Any) -> dict[str, Any]:
+    if isinstance(value, np.ndarray):
+        text = value.dtype.kind in TEXT
+        return {"dtype": "string" if text else value.dtype.name, "shape": list(value.shape)}
+    return {"dtype": type(value).__name__, "shape": [] if value is None else [len(value)]}
+
+
+def _short(value: Any) -> str:
+    return f"{value:.6g}" if isinstance(value, bool | int | float) else str(value)
+
+
 COMMANDS: dict[str, Callable[[argparse.Namespace], int]] = {
-    "plan": plan_command,
+    "plan": plan_command.plan_command,
     "shard": shard_command,
     "inspect": inspect_command,
     "verify": verify_command,
     "run": run_command,
+    "calibrate": calibrate.calibrate_command,
     "ops": ops_table.ops_command,
     "doctor": doctor.doctor_command,
     "demo": demo.demo_command,

@@ -9,11 +9,13 @@ from importlib import resources
 from pathlib import Path
 
 from graph.errors import ExecutionError
+from tpcore.compare import compare
 from tpcore.partition import Options
-from tpcore.report import human_bytes, report_text
+from tpcore.report import report_text
 from tpcore.run import read_npz, tpcore_command
 from tpcore.shard import shard
-from tpcore.verify import compare, reference
+from tpcore.units import human_bytes
+from tpcore.verify import reference
 
 RANKS = 2
 

@@ -1,6 +1,6 @@
 """Cut global arrays into what each rank holds, and put the ranks' parts together again.
 
-A manifest describes shardings by the texts of `tpcore.planner.problem.placement_text`; `Held` is
+A manifest describes shardings by the texts of `tpcore.planner.options.placement_text`; `Held` is
 one of them, read back.
 """
 
@@ -14,6 +14,9 @@ import numpy as np
 
 from graph.dialect import AllGather, reduce_in_rank_order
 from graph.layout import Layout, box_of, take_box
+
+ROOT = 0
+"""The rank that holds all of a partial value; the others hold zeros."""
 
 
 @dataclass(frozen=True)
@@ -33,6 +36,8 @@ class Held:
         """What `rank` holds of `whole`."""
         if self.is_replicated:
             return whole
+        if self.partial:
+            return whole if rank == ROOT else np.zeros_like(whole)
         box = box_of(self.dims, self.layouts, rank, whole.ndim)
         return np.asarray(take_box(whole, box), order="C")
 

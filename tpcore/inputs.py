@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import onnx_ir as ir
@@ -15,6 +16,7 @@ import onnx_ir as ir
 from graph.dims import Dim, Dims, Expr, bind, from_text
 from graph.errors import PlanError
 from graph.shapes import Shapes
+from graph.weights import has_type
 
 DEFAULT_SIZE = 8
 LOOKUP_AXES = {"Gather": "axis", "GatherBlockQuantized": "gather_axis"}
@@ -39,6 +41,14 @@ class InputSpec:
         """`int64[batch, 8]`."""
         shape = "" if self.shape is None else f"[{', '.join(map(str, self.shape))}]"
         return f"{ir.DataType[self.dtype].numpy()}{shape}"
+
+
+def input_spec(entry: Mapping[str, Any]) -> InputSpec:
+    """One entry of the manifest's `inputs`."""
+    shape = entry["shape"]
+    return InputSpec(
+        entry["name"], entry["dtype"], None if shape is None else tuple(shape), entry["rows"]
+    )
 
 
 def describe_inputs(graph: ir.Graph, shapes: Shapes) -> list[InputSpec]:
@@ -85,6 +95,17 @@ def check_sizes(specs: Sequence[InputSpec], sizes: Mapping[str, int]) -> set[str
     return symbols
 
 
+def sizes_of(specs: Sequence[InputSpec], arrays: Mapping[str, np.ndarray]) -> dict[str, int]:
+    """Sizes of the symbolic dims, as the shapes of `arrays` have them."""
+    return {
+        size: array.shape[dim]
+        for spec in specs
+        if (array := arrays.get(spec.name)) is not None
+        for dim, size in enumerate(spec.shape or ())
+        if isinstance(size, str) and {size} == _symbols(size)
+    }
+
+
 def violations(specs: Sequence[InputSpec], arrays: Mapping[str, np.ndarray]) -> list[str]:
     """Say where `arrays` are not inputs as `specs` describe them."""
     known = {spec.name: spec for spec in specs}
@@ -99,7 +120,7 @@ def violations(specs: Sequence[InputSpec], arrays: Mapping[str, np.ndarray]) -> 
 
 
 def _fits(spec: InputSpec, array: np.ndarray) -> bool:
-    if array.dtype != ir.DataType[spec.dtype].numpy():
+    if not has_type(array, ir.DataType[spec.dtype]):
         return False
     return spec.shape is None or (
         len(spec.shape) == array.ndim
@@ -144,6 +165,8 @@ def _contents(spec: InputSpec, shape: tuple[int, ...], random: np.random.Generat
     dtype = ir.DataType[spec.dtype].numpy()
     if dtype.kind == "b":
         return np.ones(shape, dtype)
+    if dtype.kind == "O":
+        return random.integers(0, 10, shape).astype(str)
     if dtype.kind not in "iu":
         return random.standard_normal(shape).astype(dtype)
     if "position" in spec.name and shape:

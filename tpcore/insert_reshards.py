@@ -15,7 +15,7 @@ from graph.dialect import DOMAIN, VERSION
 from graph.mesh import Mesh
 from graph.shapes import Shapes
 from tpcore.plan import Plan
-from tpcore.planner.problem import placement_text
+from tpcore.planner.options import placement_text
 from tpcore.sharding import REPLICATE, Chain, Placement, Sharding
 
 

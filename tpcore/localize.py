@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-from zlib import crc32
-
 import numpy as np
 import onnx_ir as ir
-from onnx_ir.passes.common import NameFixPass
 
 from graph.dialect import DOMAIN, VERSION, is_collective
 from graph.dims import Dim, bind, divide, product
 from graph.layout import box_of
+from graph.names import fix_names
 from graph.weights import ShardTensor
 from tpcore.atoms import normal
+from tpcore.distribute import ROOT
 from tpcore.factors import NodeFactors, tensors_of
 from tpcore.insert_reshards import ShardedGraph
 from tpcore.legalize import KEEP_ON_ROOT, LOCAL_SLICE
@@ -21,13 +20,12 @@ from tpcore.ops import OPS
 from tpcore.sharding import Chain, Sharding, split_dim
 
 MAX_IR_VERSION = 13
-RANDOM_OPS = {
-    *("RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike"),
-    *("Bernoulli", "Multinomial"),
+NEVER_SLICED = {
+    dtype
+    for dtype in ir.DataType
+    if dtype.name.startswith(("FLOAT8", "FLOAT4", "INT4", "UINT4", "INT2", "UINT2"))
 }
-"""Ops that draw numbers; all but those with a seed draw others on every rank."""
-ROOT = 0
-"""The rank that holds the value of a partial constant; all others hold zeros."""
+"""Types that Slice and Gather do not take."""
 
 
 def localize(sharded: ShardedGraph, rank: int) -> ir.Model:
@@ -42,7 +40,7 @@ def localize(sharded: ShardedGraph, rank: int) -> ir.Model:
         _localize_node(sharded, local)
     _set_shapes(sharded, graph, rank)
     _drop_unused(graph)
-    NameFixPass()(model)  # a name made here may be one of the model's
+    fix_names(model)  # a name made here may be one of the model's
     if any(node.domain == DOMAIN for node in graph):
         graph.opset_imports[DOMAIN] = VERSION
     return model
@@ -55,19 +53,14 @@ def _localize_weight(value: ir.Value, held: Sharding, rank: int) -> None:
     box = box_of(held.dims, held.layouts, rank, len(tensor.shape))
     part = ShardTensor(tensor, box, zero=held.is_partial and rank != ROOT)
     part.name = value.name
-    value.const_value = part
-    value.shape = part.shape
-
-
-def _seed_of(node: ir.Node) -> int:
-    return crc32((node.name or "").encode()) % 10**6
+    value.const_value, value.shape = part, part.shape
+    if tensor.dtype == ir.DataType.STRING:
+        text = part.part_of(tensor.numpy())
+        value.const_value = ir.StringTensor(text, shape=part.shape, name=value.name)
 
 
 def _localize_node(sharded: ShardedGraph, local: LocalNode) -> None:
     node = local.node
-    if node.op_type in RANDOM_OPS and "seed" not in node.attributes:
-        # Every rank computes it, and all must draw the same numbers.
-        node.attributes["seed"] = ir.AttrFloat32("seed", float(_seed_of(node)))
     if node.domain == DOMAIN:
         _localize_step(local)
         return
@@ -116,13 +109,37 @@ def _localize_step(local: LocalNode) -> None:
     if value is None or is_collective(node):
         return
     if node.op_type == LOCAL_SLICE:
-        held = local.held(local.source.outputs[0])
-        for split in held.splits:
-            if split.layout is not None:
-                value = _take(local, value, split.dim, split.layout.ranges[local.rank])
-        local.become(value)
+        local.become(_slice(local, value))
     elif node.op_type == KEEP_ON_ROOT:
         local.become(_root_or_zeros(local, value))
+
+
+def _slice(local: LocalNode, value: ir.Value) -> ir.Value:
+    """What the rank holds of a replicated value.
+
+    Types that Slice does not take are cast to one that holds each of their values, and back.
+    """
+    dtype = value.dtype or ir.DataType.FLOAT
+    carrier = _carrier(dtype)
+    if carrier != dtype:
+        value = _cast(local, value, carrier, "wide")
+    for split in local.held(local.source.outputs[0]).splits:
+        if split.layout is not None:
+            value = _take(local, value, split.dim, split.layout.ranges[local.rank])
+    return value if carrier == dtype else _cast(local, value, dtype, "narrow")
+
+
+def _carrier(dtype: ir.DataType) -> ir.DataType:
+    if dtype not in NEVER_SLICED:
+        return dtype
+    return ir.DataType.FLOAT if dtype.is_floating_point() else ir.DataType.INT8
+
+
+def _cast(local: LocalNode, value: ir.Value, dtype: ir.DataType, label: str) -> ir.Value:
+    attributes: dict[str, ir.Attr | int | list[int]] = {"to": dtype.value}
+    if dtype.name.startswith("FLOAT8"):
+        attributes["saturate"] = 0  # infinity stays what it is
+    return local.emit("Cast", [value], label, dtype=dtype, attributes=attributes)
 
 
 def _take(
@@ -155,7 +172,7 @@ def _set_shapes(sharded: ShardedGraph, graph: ir.Graph, rank: int) -> None:
     by_name = {value.name: dims for value, dims in sharded.shapes.dims.items()}
     for value in [*graph.inputs, *(out for node in graph for out in node.outputs)]:
         dims = by_name.get(value.name)
-        if dims is None:
+        if dims is None or value.type is None:
             value.shape = None
             continue
         held = sharded.shardings.get(value.name or "")

@@ -66,13 +66,32 @@ class LocalNode:
         domain: str = "",
     ) -> ir.Value:
         """Insert a node before this one; its result has the first operand's dtype, or `dtype`."""
+        first = operands[0].dtype if operands[0] is not None else None
+        (result,) = self.emit_all(
+            op_type, operands, label, [dtype or first], attributes=attributes, domain=domain
+        )
+        return result
+
+    def emit_all(
+        self,
+        op_type: str,
+        operands: Sequence[ir.Value | None],
+        label: str,
+        dtypes: Sequence[ir.DataType | None],
+        *,
+        attributes: dict[str, ir.Attr | int | list[int]] | None = None,
+        domain: str = "",
+    ) -> Sequence[ir.Value]:
+        """Insert a node before this one, with a result of each dtype."""
         name = f"{self.node.name}/{label}"
-        node = ir.node(op_type, operands, attributes or {}, domain=domain, name=name)
-        node.outputs[0].name = f"{name}_out"
-        first = operands[0].type if operands[0] is not None else None
-        node.outputs[0].type = first if dtype is None else ir.TensorType(dtype)
+        node = ir.node(
+            op_type, operands, attributes or {}, domain=domain, num_outputs=len(dtypes), name=name
+        )
+        for i, (value, dtype) in enumerate(zip(node.outputs, dtypes, strict=True)):
+            value.name = f"{name}_out{i or ''}"
+            value.type = None if dtype is None else ir.TensorType(dtype)
         self.node.prepend(node)
-        return node.outputs[0]
+        return node.outputs
 
     def become(self, value: ir.Value) -> None:
         """Let `value` take the place of this node's first result, and drop the node."""
@@ -154,27 +173,37 @@ def global_shape(x: LocalNode) -> None:
 def slice_bounds(x: LocalNode) -> None:
     """Count the indices held before the global bounds of each split dim that is sliced."""
     held = x.held(x.source.inputs[0])
-    starts, stops = x.shapes.ints(x.source.inputs[1]), x.shapes.ints(x.source.inputs[2])
-    data = x.source.inputs[0]
-    if not held.splits or starts is None or stops is None or data is None:
+    data, bounds = x.source.inputs[:2]
+    starts, stops = x.shapes.ints(bounds), x.shapes.ints(x.source.inputs[2])
+    if not held.splits or starts is None or stops is None or data is None or bounds is None:
         return
     dims = x.dims(data)
     axes_operand = x.source.inputs[3] if len(x.source.inputs) > 3 else None
     axes = x.shapes.ints(axes_operand) if axes_operand is not None else list(range(len(starts)))
+    steps_operand = x.source.inputs[4] if len(x.source.inputs) > 4 else None
+    steps = x.shapes.ints(steps_operand) if steps_operand is not None else None
     for i, axis in enumerate(axes or []):
         split, size = held.split_of(axis % len(dims)), dims[axis]
         if split is None or split.layout is None or not isinstance(size, int):
             continue
+        if steps is not None and steps[i] != 1:
+            starts[i], stops[i] = _place(starts[i], size), size  # whole steps are on one rank
+            continue
         indices = split.layout.indices(x.rank)
         starts[i] = _held_before(indices, starts[i], size)
         stops[i] = _held_before(indices, stops[i], size)
-    x.node.replace_input_with(1, x.constant(np.array(starts, np.int64), "starts"))
-    x.node.replace_input_with(2, x.constant(np.array(stops, np.int64), "stops"))
+    dtype = (bounds.dtype or ir.DataType.INT64).numpy()  # as that of the axes
+    x.node.replace_input_with(1, x.constant(np.array(starts, dtype), "starts"))
+    x.node.replace_input_with(2, x.constant(np.array(stops, dtype), "stops"))
 
 
 def _held_before(indices: np.ndarray, bound: int, size: int) -> int:
-    place = min(max(bound + size if bound < 0 else bound, 0), size)
-    return int(np.searchsorted(indices, place))
+    return int(np.searchsorted(indices, _place(bound, size)))
+
+
+def _place(bound: int, size: int) -> int:
+    """A bound of Slice as an index."""
+    return min(max(bound + size if bound < 0 else bound, 0), size)
 
 
 def split_sizes(x: LocalNode) -> None:

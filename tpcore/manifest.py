@@ -11,7 +11,7 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from importlib import metadata
 from pathlib import Path
@@ -21,10 +21,10 @@ from graph.digest import Digest
 from graph.errors import BundleError
 from graph.reader import external_files, read_regular_file
 from graph.writer import MODEL_FILE, WEIGHT_FILE
+from tpcore.workload import MAIN
 
 MANIFEST_FILE = "manifest.json"
 PLAN_FILE = "plan.json"
-RANK_FILES = (MODEL_FILE, WEIGHT_FILE)
 FORMAT = "tpcore-bundle"
 FORMAT_VERSION = 1
 """Raised when an older reader would misunderstand a bundle."""
@@ -32,6 +32,7 @@ MAX_BYTES = 64 << 20
 """A manifest or plan larger than this is refused unread."""
 
 HEAD = re.compile(rb'\A\{\n  "bundle_id": "([0-9a-f]{64})",\n')
+PROGRAM = re.compile("[a-z]{1,32}")
 ZEROS = "0" * 64
 OURS = ("bundle_id", "format", "format_version", "tool_version", "world_size", "files")
 
@@ -43,10 +44,20 @@ def rank_folder(rank: int) -> str:
     return f"rank-{rank:05d}"
 
 
-def file_names(world_size: int) -> list[str]:
+def program_file(program: str) -> str:
+    """Name of a program's file in a rank's folder."""
+    return MODEL_FILE if program == MAIN else f"{program}.onnx"
+
+
+def rank_files(programs: Sequence[str]) -> list[str]:
+    """Names of all files in a rank's folder."""
+    return [*map(program_file, programs), WEIGHT_FILE]
+
+
+def file_names(world_size: int, programs: Sequence[str]) -> list[str]:
     """Every file of a bundle but the manifest; there are no others, so no name can lead outside."""
     folders = [rank_folder(rank) for rank in range(world_size)]
-    return [PLAN_FILE, *(f"{folder}/{name}" for folder in folders for name in RANK_FILES)]
+    return [PLAN_FILE, *(f"{f}/{name}" for f in folders for name in rank_files(programs))]
 
 
 def encode(fields: Mapping[str, Any], files: Mapping[str, Digest], world_size: int) -> bytes:
@@ -116,18 +127,36 @@ def file_digests(manifest: Mapping[str, Any], where: str) -> dict[str, Digest]:
     """
     world_size = field(manifest, "world_size", int, where)
     entries = field(manifest, "files", dict, where)
-    if world_size < 1 or len(entries) != 1 + len(RANK_FILES) * world_size:
+    names = program_names(manifest, where)
+    expected = 1 + (1 + len(names)) * world_size
+    if world_size < 1 or len(entries) != expected:
         raise BundleError(
             f"{where} lists {len(entries)} files for a world_size of {world_size}; expected are "
-            f"{1 + len(RANK_FILES) * world_size}, at least one rank. Write the bundle again."
+            f"{expected}, at least one rank. Write the bundle again."
         )
-    missing = [name for name in file_names(world_size) if name not in entries]
+    missing = [name for name in file_names(world_size, names) if name not in entries]
     if missing:
         raise BundleError(
             f"{where} does not list the file {missing[0]}, and {len(missing) - 1} others. "
             "Write the bundle again."
         )
     return {name: _digest(name, entry, where) for name, entry in entries.items()}
+
+
+def program_names(manifest: Mapping[str, Any], where: str) -> list[str]:
+    """Names of the programs that every rank has. Raises BundleError if there are none."""
+    programs = field(manifest, "programs", list, where)
+    names = [
+        field(entry, "name", str, f"{where}, programs,")
+        for entry in programs
+        if isinstance(entry, dict)
+    ]
+    if not names or len(names) != len(programs) or not all(map(PROGRAM.fullmatch, names)):
+        raise BundleError(
+            f"{where} names its programs {names}; expected is one or more plain names. "
+            "Write the bundle again."
+        )
+    return names
 
 
 def source_digest(path: str | os.PathLike[str]) -> str:

@@ -11,6 +11,7 @@ from tpcore.rules.microsoft import MICROSOFT_OPS
 from tpcore.rules.moe import MOE_OPS
 from tpcore.rules.norm import NORM_OPS
 from tpcore.rules.quant import QUANT_OPS
+from tpcore.rules.recurrent import RECURRENT_OPS
 from tpcore.rules.shape import SHAPE_OPS
 from tpcore.rules.spec import OpSpec
 
@@ -22,6 +23,7 @@ OPS: dict[tuple[str, str], OpSpec] = {
     **ATTENTION_OPS,
     **CONV_OPS,
     **ALONG_OPS,
+    **RECURRENT_OPS,
     **MICROSOFT_OPS,
     **MOE_OPS,
     **QUANT_OPS,

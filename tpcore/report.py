@@ -16,10 +16,14 @@ from graph.dims import bind
 from graph.errors import VerifyError
 from graph.shapes import MAX_CONTENTS
 from graph.weights import ShardTensor, bytes_of, is_index
+from tpcore.annotations import NOT_ANNOTATED, Annotated, annotations_text
 from tpcore.insert_reshards import ShardedGraph
+from tpcore.units import human_bytes
 from tpcore.unsplit import NOTHING, why_whole
 
 MAX_RANKS_SHOWN = 8
+WORTH_HELP = 0.01
+"""Share of all weights from which on a person is told what would help."""
 SHOWN = 2
 """Names shown to a person per reason; programs get all."""
 
@@ -43,7 +47,7 @@ def split_report(sharded: ShardedGraph, ranks: Sequence[ir.Model]) -> dict[str, 
             unsplit.append({"name": whole[0].name, "bytes": size, **asdict(why)})
         else:
             split_bytes += size
-    unsplit = [entry | {"share": entry["bytes"] / total} for entry in unsplit]
+    unsplit = [entry | {"share": entry["bytes"] / max(total, 1)} for entry in unsplit]
     unsplit.sort(key=lambda entry: -entry["bytes"])
     return {
         "world_size": sharded.mesh.size,
@@ -53,7 +57,12 @@ def split_report(sharded: ShardedGraph, ranks: Sequence[ir.Model]) -> dict[str, 
         "weight_bytes_per_rank": [weight_bytes(model) for model in ranks],
         "split_fraction": split_bytes / total if total else 0.0,
         "unsplit": unsplit,
+        **_annotated(sharded.plan.annotated),
     }
+
+
+def _annotated(annotated: Annotated) -> dict[str, Any]:
+    return {} if annotated == NOT_ANNOTATED else {"annotations": annotated.to_json()}
 
 
 def _weights_by_source(graph: ir.Graph) -> list[list[ir.Value]]:
@@ -127,6 +136,8 @@ def report_text(report: Mapping[str, Any]) -> str:
         f"bytes sent     {human_bytes(report['comm_bytes_per_rank'])} per rank and run at least"
         " (symbolic dims count as 1 unless --shape says otherwise)",
     ]
+    if "annotations" in report:
+        lines += annotations_text(report["annotations"])
     return "\n".join(lines + _unsplit_lines(report["unsplit"]))
 
 
@@ -155,7 +166,7 @@ def _unsplit_lines(unsplit: Sequence[Mapping[str, Any]]) -> list[str]:
             f"  {human_bytes(sum_bytes(entries)):>9}  {reason}:",
             f"             {names}{more}",
         ]
-        if entries[0]["help"] != NOTHING:
+        if entries[0]["help"] != NOTHING and sum(e["share"] for e in entries) >= WORTH_HELP:
             lines.append(f"             to split it, {entries[0]['help']}")
     return lines
 
@@ -163,12 +174,3 @@ def _unsplit_lines(unsplit: Sequence[Mapping[str, Any]]) -> list[str]:
 def sum_bytes(entries: Sequence[Mapping[str, Any]]) -> int:
     """Total of the entries' bytes."""
     return sum(entry["bytes"] for entry in entries)
-
-
-def human_bytes(size: float) -> str:
-    """`2.0 MiB`."""
-    for unit in ("B", "KiB", "MiB", "GiB"):
-        if size < 1024 or unit == "GiB":
-            return f"{size:.0f} {unit}" if unit == "B" else f"{size:.1f} {unit}"
-        size /= 1024
-    return f"{size:.1f} TiB"

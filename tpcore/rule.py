@@ -20,7 +20,8 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import lru_cache
 
 from graph.dims import Dim
 
@@ -32,6 +33,17 @@ TensorSpec = tuple[DimSpec, ...]
 
 class RuleSyntaxError(ValueError):
     """The text of a rule is malformed: an error in tpcore's own tables."""
+
+
+@dataclass(frozen=True)
+class Draws:
+    """A run works on some indices of a factor only: on some of the experts."""
+
+    factor: str
+    count: Dim
+    """How many indices it draws, one that is drawn twice counting twice."""
+    multiply_adds: Dim
+    """Of all draws together."""
 
 
 @dataclass(frozen=True)
@@ -48,6 +60,8 @@ class Rule:
     """Factors that must not be split."""
     sizes: Mapping[str, Dim] = field(default_factory=dict)
     """Sizes of factors inside compound dims."""
+    draws: Draws | None = None
+    """What a run works on where it depends on the data."""
 
     def __str__(self) -> str:
         return self.text
@@ -59,11 +73,17 @@ def parse(text: str, sizes: Mapping[str, Dim] | None = None) -> Rule:
     Raises:
         RuleSyntaxError: with the place and what was expected there.
     """
+    rule = _parsed(text)
+    return replace(rule, sizes={**sizes, **rule.sizes}) if sizes else rule
+
+
+@lru_cache(maxsize=4096)
+def _parsed(text: str) -> Rule:
     body, _, tail = text.partition(";")
     left, arrow, right = body.partition("->")
     if not arrow:
         raise RuleSyntaxError(f"rule '{text}' has no '->' between operands and results.")
-    known: dict[str, Dim] = dict(sizes or {})
+    known: dict[str, Dim] = {}
     for item in tail.split():
         name, _, size = item.partition("=")
         if not size.isdigit():

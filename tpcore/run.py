@@ -7,8 +7,9 @@ import sys
 import zipfile
 import zlib
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx_ir as ir
@@ -22,6 +23,7 @@ from backends.run import Lockstep, RankProgram
 from graph.errors import BundleError, ExecutionError, PlanError, VerifyError
 from tpcore.distribute import cut_inputs, read_held
 from tpcore.inputs import check_sizes, make_inputs, violations
+from tpcore.program import Program
 from tpcore.target import Target
 
 Arrays = Mapping[str, np.ndarray]
@@ -62,11 +64,12 @@ def tpcore_command(argv: Sequence[str]) -> list[str]:
 
 def run_here(target: Target, backend: Backend, inputs: Arrays) -> dict[str, np.ndarray]:
     """Run all ranks in lockstep in this process; global outputs."""
-    ranks = [target.load_rank(rank) for rank in range(target.world_size)]
-    parts = [cut_inputs(inputs, target.shardings, rank) for rank in range(target.world_size)]
+    program = target.program_for(inputs)
+    ranks = [target.load_rank(rank, program.name) for rank in range(target.world_size)]
+    parts = [cut_inputs(inputs, program.shardings, rank) for rank in range(target.world_size)]
     results = Lockstep(ranks, backend.executor(), threads=threads_per_rank(1)).run(parts)
     return {
-        name: read_held(target.shardings.get(name, "R")).join([r[name] for r in results])
+        name: read_held(program.shardings.get(name, "R")).join([r[name] for r in results])
         for name in results[0]
     }
 
@@ -76,8 +79,9 @@ class Prepared:
     """What a rank holds before the first step; no graph where the number of ranks is wrong."""
 
     target: Target
-    model: ir.Model | None
-    parts: Arrays
+    program: Program | None = None
+    model: ir.Model | None = None
+    parts: Arrays = field(default_factory=dict)
 
 
 def run_as_rank(
@@ -97,15 +101,17 @@ def run_as_rank(
         target = opened()
         info = RankInfo(target.id, target.format, target.world_size)
         if target.world_size != ranks.size:
-            return Prepared(target, None, {}), info, []  # what all ranks agree on is then refused
-        model = target.load_rank(ranks.rank)
-        parts = cut_inputs(inputs(target), target.shardings, ranks.rank)
-        return Prepared(target, model, parts), info, collective_sequence(model)
+            return Prepared(target), info, []  # what all ranks agree on is then refused
+        given = inputs(target)
+        program = target.program_for(given)
+        model = target.load_rank(ranks.rank, program.name)
+        parts = cut_inputs(given, program.shardings, ranks.rank)
+        return Prepared(target, program, model, parts), info, collective_sequence(model)
 
     made = prepare_together(ranks.communicator, prepare)
-    if made.model is None:
+    if made.model is None or made.program is None:
         raise VerifyError(f"'{made.target.name}' passed the handshake with {ranks.size} ranks.")
-    return _run_model(made.model, backend, ranks, made.parts, made.target.shardings)
+    return _run_model(made.model, backend, ranks, made.parts, made.program.shardings)
 
 
 def _run_model(
@@ -209,8 +215,19 @@ def write_npz(path: Path, arrays: Arrays) -> None:
         with zipfile.ZipFile(draft, "w") as archive:
             for name, array in arrays.items():
                 with archive.open(f"{name}.npy", "w", force_zip64=True) as file:
-                    np.lib.format.write_array(file, np.asanyarray(array), allow_pickle=False)
+                    np.lib.format.write_array(file, _storable(name, array), allow_pickle=False)
         draft.replace(path)
     except OSError as error:
-        draft.unlink(missing_ok=True)
         raise ExecutionError(f"outputs cannot be written to '{path}': {error.strerror}.") from error
+    finally:
+        draft.unlink(missing_ok=True)
+
+
+def _storable(name: str, value: Any) -> np.ndarray:
+    if not isinstance(value, np.ndarray | np.generic):
+        raise ExecutionError(
+            f"output '{name}' is a {type(value).__name__}, of which an .npz file can hold none. "
+            "Leave --outputs out, or run the model from Python."
+        )
+    array = np.asanyarray(value)
+    return array.astype(str) if array.dtype.kind == "O" else array

@@ -15,9 +15,10 @@ from tpcore.bundle import Bundle, open_bundle, refuse_existing, write_bundle
 from tpcore.inputs import describe_inputs
 from tpcore.insert_reshards import ShardedGraph
 from tpcore.manifest import source_digest
-from tpcore.partition import Options, plan_model, rank_models, shard_plan
+from tpcore.partition import Options, plan_models, rank_models, shard_plan
 from tpcore.plan import Plan
-from tpcore.planner.problem import placement_text
+from tpcore.planner.options import placement_text
+from tpcore.program import Program
 from tpcore.report import split_report
 
 
@@ -32,11 +33,16 @@ class Split:
     """The figures of `shard --json`."""
 
     @property
-    def shardings(self) -> dict[str, str]:
+    def shardings(self) -> Mapping[str, str]:
         """Placement text of every value that is not replicated, by name."""
-        return {name: placement_text(held) for name, held in self.sharded.shardings.items()}
+        return self.program.shardings
 
-    def manifest(self, source: Path) -> dict[str, Any]:
+    @property
+    def program(self) -> Program:
+        """What a manifest says of it."""
+        return program_of(self.sharded)
+
+    def manifest(self, source: Path, programs: Sequence[Program]) -> dict[str, Any]:
         """The fields of a bundle's manifest that concern the split."""
         graph, plan = self.sharded.model.graph, self.sharded.plan
         return {
@@ -45,14 +51,26 @@ class Split:
             "inputs": [asdict(spec) for spec in describe_inputs(graph, self.sharded.shapes)],
             "outputs": [value.name for value in graph.outputs],
             "states": {past.name: present.name for past, present in plan.states.items()},
-            "shardings": self.shardings,
+            "programs": [program.to_json() for program in programs],
             "report": dict(self.report),
         }
 
 
+def program_of(sharded: ShardedGraph) -> Program:
+    """What a manifest says of one program."""
+    work = sharded.plan.work
+    shardings = {name: placement_text(held) for name, held in sharded.shardings.items()}
+    return Program(work.name, dict(work.sizes), dict(work.sample), shardings)
+
+
+def split_models(path: Path, options: Options) -> list[Split]:
+    """Split a model in memory, once per workload."""
+    return [split_plan(plan, options) for plan in plan_models(path, options)]
+
+
 def split_model(path: Path, options: Options) -> Split:
-    """Split a model in memory."""
-    return split_plan(plan_model(path, options), options)
+    """Split a model in memory for one workload."""
+    return split_models(path, options)[0]
 
 
 def split_plan(plan: Plan, options: Options) -> Split:
@@ -60,6 +78,26 @@ def split_plan(plan: Plan, options: Options) -> Split:
     sharded = shard_plan(plan, options)
     ranks = rank_models(sharded)
     return Split(sharded, ranks, split_report(sharded, ranks))
+
+
+def joint_report(splits: Sequence[Split]) -> dict[str, Any]:
+    """The first split's figures, and of several programs what each exchanges."""
+    report = dict(splits[0].report)
+    if len(splits) > 1:
+        report["programs"] = {
+            split.program.name: {
+                "collectives": split.report["collectives"],
+                "comm_bytes_per_rank": split.report["comm_bytes_per_rank"],
+            }
+            for split in splits
+        }
+    return report
+
+
+def joint_plan(splits: Sequence[Split]) -> dict[str, Any]:
+    """The plan as plain data; of several programs one plan each."""
+    plans = {split.program.name: split.sharded.plan.to_json() for split in splits}
+    return plans.popitem()[1] if len(plans) == 1 else {"programs": plans}
 
 
 def shard(
@@ -78,12 +116,29 @@ def shard(
         BundleError: `bundle` exists.
     """
     refuse_existing(Path(bundle), force)
-    split = split_model(Path(model), options)
+    splits = split_models(Path(model), options)
+    return write_splits(bundle, splits, Path(model), force=force, progress=progress)
+
+
+def write_splits(
+    bundle: str | os.PathLike[str],
+    splits: Sequence[Split],
+    model: Path,
+    *,
+    force: bool = False,
+    progress: Progress | None = None,
+) -> Bundle:
+    """Write the bundle of a model's splits, one per workload. Raises BundleError."""
+    programs = [split.program for split in splits]
+    ranks = [
+        {split.program.name: split.ranks[rank] for split in splits}
+        for rank in range(len(splits[0].ranks))
+    ]
     path = write_bundle(
         bundle,
-        split.ranks,
-        manifest=split.manifest(Path(model)),
-        plan=split.sharded.plan.to_json(),
+        ranks,
+        manifest=splits[0].manifest(model, programs) | {"report": joint_report(splits)},
+        plan=joint_plan(splits),
         force=force,
         progress=progress,
     )

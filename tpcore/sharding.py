@@ -13,9 +13,9 @@ heads do not.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property
 
 from graph.layout import Layout, Range
 from tpcore.atoms import Atom, Item, atoms_in
@@ -29,17 +29,19 @@ class Chain:
     ranks: int
 
     @cached_property
-    def layouts(self) -> dict[Atom, Layout]:
-        """Ranges of each atom's indices per rank."""
-        sizes = [size for atom in self.atoms if isinstance(size := atom.size, int)]
-        per_rank = [_nested_ranges(sizes, self.ranks, rank) for rank in range(self.ranks)]
-        return {
-            atom: Layout(tuple((held[i],) for held in per_rank))
-            for i, atom in enumerate(self.atoms)
-        }
+    def sizes(self) -> tuple[int, ...]:
+        """Sizes of the atoms."""
+        return tuple(size for atom in self.atoms if isinstance(size := atom.size, int))
 
     def __str__(self) -> str:
         return "·".join(str(atom.size) for atom in self.atoms)
+
+
+@cache
+def nested_layouts(sizes: tuple[int, ...], ranks: int) -> tuple[Layout, ...]:
+    """Ranges that every rank works on of each of the nested sizes of a chain."""
+    per_rank = [_nested_ranges(sizes, ranks, rank) for rank in range(ranks)]
+    return tuple(Layout(tuple((held[i],) for held in per_rank)) for i in range(len(sizes)))
 
 
 def _nested_ranges(sizes: Sequence[int], ranks: int, rank: int) -> list[Range]:
@@ -75,15 +77,39 @@ class DimSplit:
         return None if self.symbolic else self.units
 
 
+Form = tuple["int | tuple[Form, ...]", ...]
+"""A dim as its split sees it: sizes, -1 - i for atom i of the chain, packed segments as forms.
+
+Layers that repeat have atoms of their own and the same forms.
+"""
+
+
 def split_dim(dim: int, items: tuple[Item, ...], chain: Chain) -> DimSplit | None:
     """What `chain` does to a dim in normal form; None where the dim holds none of its atoms."""
     if not atoms_in(items) & set(chain.atoms):
         return None
     static = tuple(item for item in items if isinstance(item, tuple) or isinstance(item.size, int))
-    whole = _size(static)
-    per_rank = [_ranges(static, chain, rank) for rank in range(chain.ranks)]
+    form = _form(static, {atom: -1 - i for i, atom in enumerate(chain.atoms)})
+    return _split_form(dim, form, chain.sizes, chain.ranks, len(static) < len(items))
+
+
+def _form(items: Sequence[Item], places: Mapping[Atom, int]) -> Form:
+    return tuple(
+        tuple(_form(segment, places) for segment in item)
+        if isinstance(item, tuple)
+        else places.get(item, item.size)
+        for item in items
+    )
+
+
+@cache
+def _split_form(
+    dim: int, form: Form, sizes: tuple[int, ...], ranks: int, symbolic: bool
+) -> DimSplit:
+    layouts = nested_layouts(sizes, ranks)
+    per_rank = [_ranges(form, layouts, rank) for rank in range(ranks)]
     units = Layout(tuple(tuple(held) for held in per_rank))
-    return DimSplit(dim, whole, units, symbolic=static != items)
+    return DimSplit(dim, _size(form, sizes), units, symbolic)
 
 
 def covers(dims: Sequence[tuple[Item, ...]], placement: Placement) -> bool:
@@ -111,34 +137,38 @@ def _times_split(items: Sequence[Item], atom: Atom) -> int:
     )
 
 
-def _size(items: Sequence[Item]) -> int:
+def _size(form: Form, sizes: Sequence[int]) -> int:
     size = 1
-    for item in items:
-        size *= sum(_size(segment) for segment in item) if isinstance(item, tuple) else item.size
+    for item in form:
+        if isinstance(item, tuple):
+            size *= sum(_size(segment, sizes) for segment in item)
+        else:
+            size *= item if item >= 0 else sizes[-1 - item]
     return size
 
 
-def _ranges(items: Sequence[Item], chain: Chain, rank: int) -> list[Range]:
+def _ranges(form: Form, layouts: Sequence[Layout], rank: int) -> list[Range]:
     """Index ranges that `rank` holds of a product of items, major first."""
-    if not items:
+    if not form:
         return [(0, 1)]
-    head, tail = items[0], items[1:]
-    rest, inner = _size(tail), _ranges(tail, chain, rank)
-    outer = _item_ranges(head, chain, rank)
+    sizes = [layout.global_size for layout in layouts]
+    head, tail = form[0], form[1:]
+    rest, inner = _size(tail, sizes), _ranges(tail, layouts, rank)
+    outer = _item_ranges(head, layouts, rank)
     if inner == [(0, rest)]:
         return [(start * rest, stop * rest) for start, stop in outer]
     rows = (index for start, stop in outer for index in range(start, stop))
     return _joined([(row * rest + a, row * rest + b) for row in rows for a, b in inner])
 
 
-def _item_ranges(item: Item, chain: Chain, rank: int) -> list[Range]:
+def _item_ranges(item: int | tuple[Form, ...], layouts: Sequence[Layout], rank: int) -> list[Range]:
     if not isinstance(item, tuple):
-        layout = chain.layouts.get(item)
-        return [(0, item.size)] if layout is None else list(layout.ranges[rank])
+        return [(0, item)] if item >= 0 else list(layouts[-1 - item].ranges[rank])
+    sizes = [layout.global_size for layout in layouts]
     found, offset = [], 0
     for segment in item:
-        found += [(offset + a, offset + b) for a, b in _ranges(segment, chain, rank)]
-        offset += _size(segment)
+        found += [(offset + a, offset + b) for a, b in _ranges(segment, layouts, rank)]
+        offset += _size(segment, sizes)
     return _joined(found)
 
 

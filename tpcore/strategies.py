@@ -63,8 +63,10 @@ class StrategySpace:
         self.ranks = ranks
         self._atoms: dict[ir.Value, list[set[Atom]]] = {}
         self._shardings: dict[tuple[ir.Value, Placement], Sharding] = {}
+        self._forms: dict[object, int] = {}
         if splittable is None:
-            splittable = [v for v in graph.initializers.values() if _is_weight(v)]
+            weights = [v for v in graph.initializers.values() if _is_weight(v)]
+            splittable = weights
         self.chains = find_chains(factors, splittable, ranks) if ranks > 1 else []
         self._chains_of: dict[Atom, list[Chain]] = {}
         self._position: dict[Atom, int] = {}
@@ -94,6 +96,11 @@ class StrategySpace:
             splits = tuple(split for split in found if isinstance(split, DimSplit))
             self._shardings[key] = Sharding(placement, splits)
         return self._shardings[key]
+
+    def form(self, value: ir.Value, placement: Placement) -> int:
+        """A number that is the same where values are held alike, as those of repeated layers."""
+        sharding = self.sharding(value, placement)
+        return self._forms.setdefault((placement.kind, sharding.splits), len(self._forms))
 
     def strategies(self, node: ir.Node) -> list[Strategy]:
         """All ways to run `node`."""
@@ -166,7 +173,7 @@ class StrategySpace:
                 return None
             results = [PARTIAL] * len(results)
             for index in spec.addends:
-                if index < len(operands):
+                if index < len(operands) and operands[index] == REPLICATE:
                     operands[index] = PARTIAL
         if all(place == REPLICATE for place in (*operands, *results)):
             return None
@@ -285,6 +292,7 @@ def _is_weight(value: ir.Value) -> bool:
     tensor = value.const_value
     return (
         tensor is not None
+        and tensor.dtype != ir.DataType.STRING
         and not is_index(tensor)
         and sum(size > 1 for size in tensor.shape.numpy()) >= 2
     )

@@ -4,20 +4,21 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
+import numpy as np
 import onnx_ir as ir
 
 from graph.errors import PlanError
 from tpcore.bundle import Bundle, open_bundle
-from tpcore.inputs import InputSpec, describe_inputs
+from tpcore.inputs import InputSpec, describe_inputs, input_spec
 from tpcore.localize import localize
 from tpcore.manifest import FORMAT_VERSION, source_digest
-from tpcore.partition import Options, partition
-from tpcore.planner.problem import placement_text
+from tpcore.partition import Options, plan_models, shard_plan
+from tpcore.program import Program, choose_program
+from tpcore.shard import program_of
 
 
 @dataclass(frozen=True)
@@ -30,11 +31,14 @@ class Target:
     """Equal on two ranks only if they run the same thing."""
     world_size: int
     inputs: list[InputSpec]
-    shardings: Mapping[str, str]
-    """Placement texts of the values that are not replicated."""
-    load_rank: Callable[[int], ir.Model]
-    """Reads the graph of one rank; weights are mapped or read when asked for."""
+    programs: Sequence[Program]
+    load_rank: Callable[[int, str], ir.Model]
+    """Reads the graph of one rank for a program; weights are mapped or read when asked for."""
     format: str = str(FORMAT_VERSION)
+
+    def program_for(self, inputs: Mapping[str, np.ndarray]) -> Program:
+        """The program that suits these inputs."""
+        return choose_program(self.programs, self.inputs, inputs)
 
 
 def open_target(path: Path, options: Options | None) -> Target:
@@ -66,28 +70,21 @@ def _from_bundle(bundle: Bundle) -> Target:
         id=bundle.id,
         world_size=bundle.world_size,
         inputs=[input_spec(entry) for entry in bundle.manifest["inputs"]],
-        shardings=bundle.manifest["shardings"],
+        programs=bundle.programs,
         load_rank=bundle.load_rank,
     )
 
 
-def input_spec(entry: Mapping[str, Any]) -> InputSpec:
-    """One entry of the manifest's `inputs`."""
-    shape = entry["shape"]
-    return InputSpec(
-        entry["name"], entry["dtype"], None if shape is None else tuple(shape), entry["rows"]
-    )
-
-
 def _from_model(path: Path, options: Options) -> Target:
-    sharded = partition(path, options)
-    plan = json.dumps(sharded.plan.to_json(), sort_keys=True)
-    identity = hashlib.sha256((source_digest(path) + plan).encode()).hexdigest()
+    splits = [shard_plan(plan, options) for plan in plan_models(path, options)]
+    by_name = {sharded.plan.work.name: sharded for sharded in splits}
+    plans = json.dumps([s.plan.to_json() for s in splits], sort_keys=True)
+    identity = hashlib.sha256((source_digest(path) + plans).encode()).hexdigest()
     return Target(
         name=str(path),
         id=identity,
         world_size=options.tp,
-        inputs=describe_inputs(sharded.model.graph, sharded.shapes),
-        shardings={name: placement_text(held) for name, held in sharded.shardings.items()},
-        load_rank=lambda rank: localize(sharded, rank),
+        inputs=describe_inputs(splits[0].model.graph, splits[0].shapes),
+        programs=[program_of(sharded) for sharded in splits],
+        load_rank=lambda rank, program: localize(by_name[program], rank),
     )

@@ -16,13 +16,14 @@ from graph.interpret import interpret
 from graph.layout import Layout, box_of, take_box
 from graph.mesh import Mesh
 from graph.shapes import Shapes
+from graph.zero_points import count_zero_points
 from tpcore.atoms import Atom, Item
 from tpcore.factors import solve_factors
 from tpcore.insert_reshards import ShardedGraph, insert_reshards
 from tpcore.legalize import legalize
 from tpcore.localize import localize
 from tpcore.plan import Plan
-from tpcore.planner.problem import Choices, placement_text
+from tpcore.planner.options import Choices, placement_text
 from tpcore.sharding import DimSplit, Placement, Sharding, split_dim
 from tpcore.simplify import simplify
 from tpcore.strategies import Strategy, StrategySpace
@@ -88,6 +89,7 @@ class Trial:
                     ir.DataType.from_numpy(array.dtype),
                     ir.Shape(array.shape),
                 )
+        count_zero_points(model.graph)
         shapes = infer_shapes(model)
         splittable = [v for v in (*node.inputs, *node.outputs) if v is not None]
         factors = solve_factors(model.graph, shapes)

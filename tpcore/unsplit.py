@@ -8,7 +8,7 @@ import onnx_ir as ir
 
 from tpcore.ops import OPS
 from tpcore.plan import Plan
-from tpcore.planner.problem import captured, placement_text
+from tpcore.planner.options import is_captured, placement_text
 from tpcore.rules.whole import WHOLE_OPS
 from tpcore.sharding import REPLICATE
 
@@ -35,12 +35,24 @@ def why_whole(plan: Plan, value: ir.Value) -> Why:
         return Why("it is added once: rank 0 holds it, the other ranks hold zeros", NOTHING)
     if value.const_value is not None and value.const_value.size <= 1:
         return Why("it is a scalar", NOTHING)
-    if value in captured(plan.model.graph):
+    if is_captured(plan.model.graph, value):
         return Why(
             "the body of an If, Loop or Scan reads it, and bodies are not split",
             "export the model with the body unrolled, or what reads the weight outside of it",
         )
+    if _is_annotated_whole(plan, value):
+        return Why(
+            "a device annotation of the model keeps it whole",
+            "annotate it as split, or plan without annotations by --plan auto",
+        )
     return _readers_need_it_whole(plan, value) or _too_dear(plan, value)
+
+
+def _is_annotated_whole(plan: Plan, value: ir.Value) -> bool:
+    asked = plan.annotated.asked
+    pins = [asked.run.get(node.name or "", {}).get(index) for node, index in value.uses()]
+    pins.append(asked.held.get(value.name or ""))
+    return any(pin is not None and pin.text == "R" for pin in pins)
 
 
 def _readers_need_it_whole(plan: Plan, value: ir.Value) -> Why | None:

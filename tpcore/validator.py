@@ -23,7 +23,7 @@ from graph.mesh import Mesh
 from tpcore.atoms import Atom
 from tpcore.insert_reshards import ShardedGraph
 from tpcore.ops import OPS
-from tpcore.planner.problem import Choices
+from tpcore.planner.options import Choices
 from tpcore.sharding import SUM, WHOLE, Chain, DimSplit, Placement, Sharding
 from tpcore.trial import Array, Case, Held, Trial
 
@@ -156,7 +156,8 @@ def _varied(trial: Trial) -> int:
     """Number of values whose placement changes what the ranks run: operands, and results if the
     node's local form depends on them."""
     spec = OPS.get((trial.node.domain, trial.node.op_type))
-    made = len(trial.node.outputs) if spec is not None and spec.localize is not None else 0
+    looks = spec is not None and spec.localize is not None and spec.looks_at_results
+    made = len(trial.node.outputs) if looks else 0
     return len(trial.values) - len(trial.node.outputs) + made
 
 

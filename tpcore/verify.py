@@ -2,15 +2,17 @@
 
 Both run in ONNX Runtime on the same inputs, the bundle's ranks in lockstep in this process.
 Outputs must agree within a tolerance relative to the largest absolute value of the output;
-integers and booleans must be equal. Where they do not, every value of both graphs is compared in
-program order and the first that differs is named.
+integers and booleans must be equal. Quantised models are compared with every op computed as
+written: an executor fuses and rounds a whole graph in other places than its segments, which is no
+fault of the split. How far they are apart as they run is told beside. Where outputs differ, every
+value of both graphs is compared in program order and the first that differs is named.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,35 +21,25 @@ import onnx_ir as ir
 from onnx_ir.passes.common import RemoveInitializersFromInputsPass
 
 from backends import registry
+from backends.base import Executor
 from backends.run import Lockstep, run_lockstep
 from graph.canonicalize import canonicalize
 from graph.errors import BundleError, PlanError
 from graph.reader import read_model
 from tpcore.bundle import Bundle
+from tpcore.compare import Difference, compare, tensors_in
 from tpcore.distribute import cut_inputs, read_held
-from tpcore.inputs import describe_inputs, make_inputs
+from tpcore.inputs import describe_inputs, input_spec, make_inputs
 from tpcore.manifest import source_digest
+from tpcore.program import choose_program
+from tpcore.rules.quant import QUANT_OPS
 
-TOLERANCES = {"float64": 1e-6, "float32": 1e-4, "float16": 1e-2, "bfloat16": 5e-2}
-"""Largest difference allowed, as a share of the output's largest absolute value."""
-
-OUTLIER = 1e4
-"""Values this many times above the smallest ones (their 1 % quantile) do not set the scale."""
+AS_RUN, AS_WRITTEN = "as run", "every op as written"
+"""What was compared: models as they run, or without fused quantised ops and `accuracy_level`."""
+ROUNDING_OPS = {*QUANT_OPS, ("com.microsoft", "QMoE")}
+"""Ops on codes, and those that may round their activations to codes."""
 
 Arrays = Mapping[str, np.ndarray]
-
-
-@dataclass(frozen=True)
-class Difference:
-    """One output compared."""
-
-    name: str
-    equal: bool
-    max_abs_diff: float
-    max_rel_diff: float
-    """The same as a share of the largest absolute value of the unsplit output."""
-    tolerance: float
-    """Largest `max_rel_diff` that counts as equal."""
 
 
 @dataclass(frozen=True)
@@ -57,6 +49,11 @@ class Verification:
     outputs: Sequence[Difference]
     first_divergence: Mapping[str, Any] | None
     """Name, op and difference of the first value that is wrong, or None."""
+    setting: str = AS_RUN
+    """What was compared: AS_RUN or AS_WRITTEN."""
+    as_run: float | None = None
+    """Largest difference of any output as models run, as a share of its largest value; None where
+    that is what was compared."""
 
     @property
     def equal(self) -> bool:
@@ -71,6 +68,8 @@ class Verification:
             "max_rel_diff": _finite(max((o.max_rel_diff for o in self.outputs), default=0.0)),
             "outputs": {o.name: _finite_fields(asdict(o)) for o in self.outputs},
             "first_divergence": self.first_divergence and _finite_fields(self.first_divergence),
+            "setting": self.setting,
+            "max_rel_diff_as_run": None if self.as_run is None else _finite(self.as_run),
         }
 
 
@@ -81,38 +80,6 @@ def _finite_fields(fields: Mapping[str, Any]) -> dict[str, Any]:
 def _finite(number: float) -> float | None:
     """JSON has no infinity."""
     return number if math.isfinite(number) else None
-
-
-def compare(name: str, got: np.ndarray, want: np.ndarray) -> Difference:
-    """Compare one output with the unsplit model's."""
-    tolerance = TOLERANCES.get(want.dtype.name, 0.0)
-    if got.shape != want.shape or got.dtype != want.dtype:
-        return Difference(name, False, math.inf, math.inf, tolerance)
-    if want.size == 0:
-        return Difference(name, True, 0.0, 0.0, tolerance)
-    a, b = got.astype(np.float64), want.astype(np.float64)
-    same = (a == b) | (np.isnan(a) & np.isnan(b))
-    with np.errstate(invalid="ignore"):
-        gap = np.where(same, 0.0, np.abs(a - b))
-    largest = math.inf if np.isnan(gap).any() else float(gap.max())
-    relative = _relative(gap, b) if math.isfinite(largest) else math.inf
-    equal = relative <= tolerance if tolerance else bool((got == want).all())
-    return Difference(name, equal, largest, relative, tolerance)
-
-
-def _relative(gap: np.ndarray, want: np.ndarray) -> float:
-    """Largest difference as a share of the output's scale, its largest absolute value.
-
-    Values far above the others, as masks are, do not set the scale, which would hide every other
-    difference: they are compared with themselves.
-    """
-    magnitude = np.abs(np.where(np.isfinite(want), want, 0.0))
-    if not magnitude.any():
-        return float(gap.max())
-    ordinary = OUTLIER * float(np.quantile(magnitude[magnitude > 0], 0.01))
-    is_outlier = magnitude > ordinary
-    scale = float(magnitude[~is_outlier].max())
-    return float((gap / np.where(is_outlier, magnitude, scale)).max())
 
 
 def verify(
@@ -132,10 +99,37 @@ def verify(
     """
     bundle.check_hashes()
     _check_source(bundle, model)
-    ranks = [bundle.load_rank(rank) for rank in range(bundle.world_size)]
-    return verify_ranks(
-        ranks, bundle.manifest["shardings"], model, inputs, sizes=sizes, backend=backend
-    )
+    specs = [input_spec(entry) for entry in bundle.manifest["inputs"]]
+    programs = bundle.programs
+    if inputs is not None:
+        programs = [choose_program(programs, specs, inputs)]
+    found = {
+        program.name: verify_ranks(
+            [bundle.load_rank(rank, program.name) for rank in range(bundle.world_size)],
+            program.shardings,
+            model,
+            inputs,
+            sizes={**program.sample, **(sizes or {})},
+            backend=backend,
+        )
+        for program in programs
+    }
+    return _joined(found)
+
+
+def _joined(found: Mapping[str, Verification]) -> Verification:
+    """One result for all programs; outputs of several are named `prefill: logits`."""
+    if len(found) == 1:
+        return next(iter(found.values()))
+    outputs = [
+        replace(output, name=f"{program}: {output.name}")
+        for program, one in found.items()
+        for output in one.outputs
+    ]
+    first = next((one.first_divergence for one in found.values() if one.first_divergence), None)
+    settings = next(iter(found.values())).setting
+    as_run = [one.as_run for one in found.values() if one.as_run is not None]
+    return Verification(outputs, first, settings, max(as_run, default=None))
 
 
 def _check_source(bundle: Bundle, model: Path) -> None:
@@ -160,19 +154,38 @@ def verify_ranks(
     if inputs is None:
         canonical, shapes = canonicalize(read_model(model))
         inputs = make_inputs(describe_inputs(canonical.graph, shapes), sizes or {})
-    want = reference(model, inputs, backend)
-    _check_proves_something(want)
-    got = run_ranks(ranks, shardings, inputs, backend)
-    outputs = [compare(name, got[name], want[name]) for name in want]
-    divergence = None
+    setting = setting_for(ranks[0])
+
+    def differences(setting: str) -> list[Difference]:
+        want = reference(model, inputs, backend, setting)
+        _check_proves_something(want)
+        got = run_ranks(ranks, shardings, inputs, backend, setting)
+        return [compare(name, got[name], want[name]) for name in want]
+
+    outputs, as_run, divergence = differences(setting), None, None
+    if setting != AS_RUN:
+        as_run = max((found.max_rel_diff for found in differences(AS_RUN)), default=0.0)
     if not all(output.equal for output in outputs):
-        divergence = first_divergence(ranks, shardings, model, inputs, backend)
-    return Verification(outputs, divergence)
+        divergence = first_divergence(ranks, shardings, model, inputs, backend, setting)
+    return Verification(outputs, divergence, setting, as_run)
+
+
+def setting_for(model: ir.Model) -> str:
+    """What is compared of a model: AS_WRITTEN where it has quantised ops."""
+    nodes = ir.traversal.RecursiveGraphIterator(model.graph)
+    rounds = any((node.domain, node.op_type) in ROUNDING_OPS for node in nodes)
+    return AS_WRITTEN if rounds else AS_RUN
+
+
+def _executor(backend: str, setting: str) -> Executor:
+    found = registry.get(backend)
+    exact = found.exact_executor if setting == AS_WRITTEN else None
+    return (exact or found.executor)()
 
 
 def _check_proves_something(outputs: Arrays) -> None:
     """Raise PlanError if the unsplit model computes nothing that could be compared."""
-    for name, array in outputs.items():
+    for name, array in ((key, array) for key in outputs for array in tensors_in(outputs[key])):
         if array.size and array.dtype.kind not in "biuOUS" and np.isnan(array.astype(float)).all():
             raise PlanError(
                 f"output '{name}' of the unsplit model is NaN everywhere for these inputs, which "
@@ -180,12 +193,13 @@ def _check_proves_something(outputs: Arrays) -> None:
             )
 
 
-def reference(model: Path, inputs: Arrays, backend: str = "simulate") -> dict[str, np.ndarray]:
+def reference(
+    model: Path, inputs: Arrays, backend: str = "simulate", setting: str = AS_RUN
+) -> dict[str, np.ndarray]:
     """Outputs of the unsplit model."""
-    executor = registry.get(backend).executor()
     unsplit = read_model(model)
     RemoveInitializersFromInputsPass()(unsplit)
-    return Lockstep([unsplit], executor, threads=1).run([inputs])[0]
+    return Lockstep([unsplit], _executor(backend, setting), threads=1).run([inputs])[0]
 
 
 def run_ranks(
@@ -193,11 +207,11 @@ def run_ranks(
     shardings: Mapping[str, str],
     inputs: Arrays,
     backend: str = "simulate",
+    setting: str = AS_RUN,
 ) -> dict[str, np.ndarray]:
     """Global outputs of all ranks run in lockstep in this process."""
-    executor = registry.get(backend).executor()
     parts = [cut_inputs(inputs, shardings, rank) for rank in range(len(ranks))]
-    results = Lockstep(ranks, executor, threads=1).run(parts)
+    results = Lockstep(ranks, _executor(backend, setting), threads=1).run(parts)
     return {
         name: read_held(shardings.get(name, "R")).join([result[name] for result in results])
         for name in results[0]
@@ -210,10 +224,11 @@ def first_divergence(
     model: Path,
     inputs: Arrays,
     backend: str = "simulate",
+    setting: str = AS_RUN,
 ) -> dict[str, Any] | None:
     """The first value, in program order, that differs from the unsplit canonical model's."""
     canonical, _ = canonicalize(read_model(model))
-    executor = registry.get(backend).executor()
+    executor = _executor(backend, setting)
     want: dict[str, np.ndarray] = {}
     run_lockstep([canonical], [inputs], executor, hook=lambda _, name, x: _keep(want, name, x))
     got: dict[str, list[np.ndarray]] = {}

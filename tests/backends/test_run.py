@@ -62,6 +62,22 @@ def test_every_type_passes_between_segments(dtype: type) -> None:
         assert result["y"].astype(np.float32).tolist() == [1, 1, 1]
 
 
+@pytest.mark.parametrize("size", [0, 1, 2, 5])
+@pytest.mark.parametrize(
+    "dtype", [ml_dtypes.int4, ml_dtypes.uint4, ml_dtypes.float8_e4m3fn, ml_dtypes.float8_e5m2fnuz]
+)
+def test_types_that_numpy_lacks_come_in_and_go_out(dtype: type, size: int) -> None:
+    maker = Maker(dtype)
+    x = maker.input("x", ("n",))
+    given: np.ndarray = np.array([1, 7, 0, 4, 3][:size]).astype(dtype)
+    wide = maker.op("Cast", x, to=ir.DataType.FLOAT)
+    wide.type = ir.TensorType(ir.DataType.FLOAT)
+    narrow = maker.op("Cast", wide, name="y", to=ir.DataType.from_numpy(np.dtype(dtype)))
+    program = maker.model([narrow], opset=21)
+    (result,) = run_lockstep([program], [{"x": given}], OrtExecutor())
+    assert result["y"].dtype == dtype and np.array_equal(result["y"], given)
+
+
 def test_outputs_outlive_the_program() -> None:
     program = RankProgram(mlp_rank(0, 1), OrtExecutor(), SingleCommunicator())
     result = program.run({"x": X})

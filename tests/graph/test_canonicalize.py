@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
@@ -79,7 +80,8 @@ def test_gemm(trans_b: int, scalars: str, c: tuple[int, ...] | None) -> None:
     if "alpha" in scalars:
         expected.append("Mul")
     if c is not None:
-        expected += ["Mul", "Add"] if "beta" in scalars else ["Add"]
+        stays = "beta" in scalars and math.prod(c) == 1  # a longer one is a weight that is scaled
+        expected += ["Mul", "Add"] if stays else ["Add"]
     assert ops(model) == expected
     assert weights_of(model)["w.T" if trans_b else "w"] == [4, 2]
 
@@ -143,6 +145,36 @@ def test_gather_nd_with_an_index_of_run_time_and_with_batches() -> None:
     assert ops(model) == ["Squeeze", "Gather"]
     text = "(float[3, 4] x) => (y) { y = GatherND <batch_dims=1> (x, i) }"
     assert ops(canonical(text, i=np.array([[1], [0], [3]]))) == ["GatherND"]
+
+
+@pytest.mark.parametrize(
+    ("index", "expected"),
+    [
+        ([1, 2], "Slice"),
+        ([-1], "Slice"),
+        ([-2, 3], "Slice"),
+        ([0, 1, 2, 3], "Slice"),
+        ([3, 0], "Gather"),
+        ([0, 2], "Gather"),
+        (2, "Gather"),
+    ],
+)
+def test_a_gather_of_a_constant_range(index: list[int] | int, expected: str) -> None:
+    text = "(float[n, 4] x) => (y) { y = Gather <axis = -1> (x, i) }"
+    assert ops(canonical(text, i=np.array(index, np.int64))) == [expected]
+    assert ops(canonical("(int64[2] x) => (y) { y = Gather(w, x) }",
+                         x=np.array([2, 3]), w=weight(5, 4))) == ["Gather"]  # fmt: skip
+
+
+def test_a_range_reads_scalars() -> None:
+    """ONNX Runtime refuses a vector whose shape it sees, and sees more once sizes are constants."""
+    text = "(int64[1] limit, int64 step) => (y) { y = Range(zero, limit, step) }"
+    model = small_model(text, zero=np.array(0))
+    model.graph.inputs[0].shape = None
+    canonical, _ = canonicalize(model)
+    assert ops(canonical) == ["Reshape", "Range"]
+    given = {"limit": np.array([5]), "step": np.array(2)}
+    assert run_whole(canonical, given)["y"].tolist() == [0, 2, 4]
 
 
 # --- functions, constants, names ------------------------------------------------------------------
@@ -216,7 +248,7 @@ def test_small_constants_have_a_copy_per_use() -> None:
 
 def test_a_constant_used_twice_by_one_node_has_two_copies() -> None:
     model = canonical(
-        "(float[n, 4] x) => (float[n, 4] y) { s = Add(w, w) y = Add(x, s) }", w=weight(4)
+        "(float[n, 4] x) => (float[n, 4] y) { b = Less(x, x) y = Where(b, w, w) }", w=weight(4)
     )
     assert weights_of(model) == {"w": [4], "w#1": [4]}
 

@@ -232,10 +232,6 @@ def _cycle(proto: onnx.ModelProto) -> None:
     proto.graph.node[0].input[0] = "y"
 
 
-def _sparse(proto: onnx.ModelProto) -> None:
-    proto.graph.sparse_initializer.add()
-
-
 def _subgraph_undefined(proto: onnx.ModelProto) -> None:
     branch = helper.make_graph([helper.make_node("Neg", ["ghost"], ["b"])], "b", [], [])
     node = helper.make_node("If", ["x"], ["i"], "if", then_branch=branch, else_branch=branch)
@@ -252,7 +248,6 @@ def _subgraph_undefined(proto: onnx.ModelProto) -> None:
         (_no_output, ("no outputs",)),
         (_uncomputed_output, ("output 'z' is computed by no node",)),
         (_cycle, ("form a cycle",)),
-        (_sparse, ("sparse initializers",)),
         (_subgraph_undefined, ("'ghost'", "subgraph 'then_branch' of node 'if'")),
     ],
 )

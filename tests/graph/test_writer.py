@@ -69,7 +69,7 @@ def test_every_dtype_in_uneven_packed_and_zero_parts(tmp_path: Path, dtype: ir.D
     shards["tied"] = ShardTensor(source, boxes["columns"])
     shards["small"] = ShardTensor(source, (((0, 1),), ((0, 2),)))
     want = {name: tensor.numpy() for name, tensor in shards.items()}
-    write_models([tmp_path], [model_of(shards)])
+    write_models([tmp_path], [{"model.onnx": model_of(shards)}])
     loaded = read_model(tmp_path / "model.onnx").graph.initializers
     assert set(loaded) == set(want)
     for name, array in want.items():
@@ -95,7 +95,7 @@ def test_weights_are_aligned_and_onnxruntime_reads_them(tmp_path: Path) -> None:
     product.outputs[0].name, product.outputs[0].type = "z", ir.TensorType(ir.DataType.FLOAT)
     model.graph.append(product)
     model.graph.outputs[0] = product.outputs[0]
-    write_models([tmp_path], [model])
+    write_models([tmp_path], [{"model.onnx": model}])
     loaded = read_model(tmp_path / "model.onnx").graph.initializers
     assert offset(loaded["odd"]) % 64 == offset(loaded["big"]) % 4096 == 0
     x = np.ones((2, 512), np.float32)
@@ -124,7 +124,7 @@ def test_weights_of_subgraphs_and_attributes_travel_along(tmp_path: Path) -> Non
     attribute.t.CopyFrom(tensor)
     proto.graph.node.insert(0, constant)
     (folder / "m.onnx").write_bytes(proto.SerializeToString())
-    write_models([tmp_path], [read_model(folder / "m.onnx")])
+    write_models([tmp_path], [{"model.onnx": read_model(folder / "m.onnx")}])
     shutil.rmtree(folder)
     session = onnxruntime.InferenceSession(str(tmp_path / "model.onnx"))
     got = session.run(None, {"keep": np.array(True), "x": NUMBERS})[0]
@@ -149,7 +149,7 @@ def test_each_source_is_read_once_and_one_is_held(tmp_path: Path) -> None:
     for folder in folders:
         folder.mkdir()
     tracemalloc.start()
-    models = [model_of(tensors) for tensors in ranks]
+    models = [{"model.onnx": model_of(tensors)} for tensors in ranks]
     write_models(folders, models, lambda now, total: done.append((now, total)))
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
@@ -160,7 +160,9 @@ def test_each_source_is_read_once_and_one_is_held(tmp_path: Path) -> None:
 
 def test_bfloat16_weights_keep_their_bits(tmp_path: Path) -> None:
     bits = np.arange(65536, dtype=np.uint16)
-    write_models([tmp_path], [model_of({"w": ir.tensor(bits.view(ml_dtypes.bfloat16))})])
+    write_models(
+        [tmp_path], [{"model.onnx": model_of({"w": ir.tensor(bits.view(ml_dtypes.bfloat16))})}]
+    )
     tensor = read_model(tmp_path / "model.onnx").graph.initializers["w"].const_value
     assert tensor is not None
     np.testing.assert_array_equal(tensor.numpy().view(np.uint16), bits)

@@ -82,6 +82,14 @@ SIGNALS = [
     Case("LSTM", (floats(5, 4, 3), floats(1, 24, 3), floats(1, 24, 6), None, None,
                   floats(1, 4, 6), floats(1, 4, 6)),
          {"hidden_size": 6}, outputs=3, constants=(1, 2)),
+    Case("RNN", (floats(5, 4, 3), floats(2, 6, 3), floats(2, 6, 6)),
+         {"hidden_size": 6, "direction": "bidirectional"}, outputs=2, constants=(1, 2)),
+    Case("GRU", (floats(5, 4, 3), floats(2, 18, 3), floats(2, 18, 6), floats(2, 36)),
+         {"hidden_size": 6, "direction": "bidirectional",
+          "activations": ["Sigmoid", "Tanh"] * 2}, outputs=2, constants=(1, 2, 3)),
+    Case("LSTM", (floats(5, 4, 3), floats(2, 24, 3), floats(2, 24, 6), floats(2, 48), None,
+                  floats(2, 4, 6), floats(2, 4, 6), floats(2, 18)),
+         {"hidden_size": 6, "direction": "bidirectional"}, outputs=3, constants=(1, 2, 3, 7)),
 ]  # fmt: skip
 
 PLAIN = [

@@ -52,11 +52,15 @@ def n_bits(
     bias: bool = False,
     flat: bool = False,
 ) -> Case:
-    """MatMulNBits of A f32[..., K]; zero points are `packed`, `float` or none."""
+    """MatMulNBits of A f32[..., K]; zero points are `packed`, `computed`, `float` or none.
+
+    Packed ones are part of the model, as they are in files; computed ones are an input like A.
+    """
     rows = a[-1]
     blocks = -(-rows // block)
     scale = scales(columns, blocks)
-    packed = codes(columns, -(-blocks * bits // 8)) if zeros == "packed" else None
+    is_packed = zeros in ("packed", "computed")
+    packed = codes(columns, -(-blocks * bits // 8)) if is_packed else None
     zero_points = floats(columns, blocks) if zeros == "float" else packed
     if flat:
         scale = scale.reshape(-1)
@@ -66,16 +70,25 @@ def n_bits(
     while operands[-1] is None:
         operands.pop()
     attributes = {"K": rows, "N": columns, "block_size": block, "bits": bits}
-    return Case("MatMulNBits", tuple(operands), attributes, MICROSOFT)
+    constants = (3,) if zeros == "packed" else ()
+    return Case("MatMulNBits", tuple(operands), attributes, MICROSOFT, constants=constants)
 
 
 def gathered(
-    table: Array, block: int, *, zeros: Array | None = None, bits: int = 4, blocks: int = 4
+    table: Array,
+    block: int,
+    *,
+    zeros: Array | None = None,
+    bits: int = 4,
+    blocks: int = 4,
+    computed: bool = False,
 ) -> Case:
-    """GatherBlockQuantized of eight rows."""
+    """GatherBlockQuantized of eight rows; zero points are part of the model or `computed`."""
     index = RANDOM.integers(0, 8, (2, 5))
     operands = (table, index, scales(8, blocks), *(() if zeros is None else (zeros,)))
-    return Case("GatherBlockQuantized", operands, {"bits": bits, "block_size": block}, MICROSOFT)
+    attributes = {"bits": bits, "block_size": block}
+    constants = () if zeros is None or computed else (3,)
+    return Case("GatherBlockQuantized", operands, attributes, MICROSOFT, constants=constants)
 
 
 BLOCKS = [
@@ -84,19 +97,27 @@ BLOCKS = [
     n_bits((3, 64), 6, 16, 8),
     n_bits((3, 64), 6, 16, bias=True),
     n_bits((3, 128), 6, 16, zeros="packed"),
+    n_bits((3, 128), 6, 16, zeros="computed"),
     n_bits((3, 48), 6, 16, zeros="packed"),
+    n_bits((3, 48), 6, 16, zeros="computed"),
+    n_bits((3, 80), 6, 16, 2, zeros="packed"),
+    n_bits((3, 128), 6, 16, 2, zeros="computed"),
     n_bits((3, 48), 6, 16, 8, zeros="packed"),
+    n_bits((3, 40), 6, 16, zeros="packed"),
     n_bits((3, 64), 6, 16, zeros="float"),
     n_bits((3, 64), 6, 16, flat=True),
     n_bits((3, 128), 6, 16, zeros="packed", flat=True),
     n_bits((3, 48), 6, 16, zeros="packed", flat=True),
     n_bits((3, 40), 6, 16),
     n_bits((3, 16), 6, 16),
+    n_bits((3, 48), 6, 16, zeros="computed", flat=True),
     n_bits((3, 80), 6, 16, zeros="packed", bias=True),
     gathered(codes(8, 32), 16),
     gathered(codes(8, 64), 16, bits=8),
     gathered(codes(8, 64), 16, bits=8, zeros=codes(8, 4)),
     gathered(codes(8, 32), 16, zeros=codes(8, 2)),
+    gathered(codes(8, 32), 16, zeros=codes(8, 2), computed=True),
+    gathered(codes(8, 24), 16, zeros=codes(8, 2), blocks=3),
     gathered(codes(8, 24), 16, blocks=3),
     gathered(codes(8, 20), 16, blocks=3),
 ]  # fmt: skip

@@ -78,11 +78,19 @@ def test_symbolic_sizes_are_equal_by_name() -> None:
     assert sizes(normal(a)) == [batch, 4]
 
 
-@pytest.mark.parametrize(("left", "right"), [((6,), (4,)), ((6, 4), (4, 6)), ((4,), ())])
+@pytest.mark.parametrize(("left", "right"), [((6,), (4,)), ((6, 4), (9, 4)), ((4,), ())])
 def test_a_mismatch_equates_nothing(left: tuple[int, ...], right: tuple[int, ...]) -> None:
     a, b = atoms(*left), atoms(*right)
     unify(a, b)
     assert not atoms_in(normal(a)) & atoms_in(normal(b))
+
+
+def test_two_forms_of_one_dim_share_a_factor_of_their_major_parts() -> None:
+    heads, blocks = atoms(28, 96), atoms(21, 128)
+    unify(heads, blocks)
+    assert sizes(normal(heads)) == [7, 4, 96] and sizes(normal(blocks)) == [7, 3, 128]
+    assert normal(heads)[0] is normal(blocks)[0]
+    assert not atoms_in(normal(heads)[1:]) & atoms_in(normal(blocks)[1:])
 
 
 def test_a_mismatch_keeps_what_matched_before_it() -> None:

@@ -26,7 +26,8 @@ from tpcore.bundle import Bundle, open_bundle, write_bundle
 from tpcore.manifest import encode, field, file_digests, source_digest
 
 EXTERNAL = onnx.TensorProto.EXTERNAL
-FIELDS = {"mesh": {"tp": 2}, "source": {"sha256": "0" * 64}}
+PROGRAMS = {"programs": [{"name": "main", "sizes": {}, "sample": {}, "shardings": {}}]}
+FIELDS = {"mesh": {"tp": 2}, "source": {"sha256": "0" * 64}, **PROGRAMS}
 PLAN = {"values": {"w": "S(0)"}}
 NUMBERS = np.random.default_rng(0).standard_normal((40, 50)).astype(np.float32)
 
@@ -44,10 +45,10 @@ def rank_model(weight: ir.TensorProtocol) -> ir.Model:
     return ir.Model(graph, ir_version=14)
 
 
-def two_ranks() -> list[ir.Model]:
+def two_ranks() -> list[dict[str, ir.Model]]:
     source = ir.tensor(NUMBERS, name="w")
     boxes: list[Box] = [(((0, 15),), None), (((15, 40),), None)]
-    return [rank_model(ShardTensor(source, box)) for box in boxes]
+    return [{"main": rank_model(ShardTensor(source, box))} for box in boxes]
 
 
 @pytest.fixture
@@ -224,14 +225,12 @@ def test_fields_of_the_format_are_not_the_callers() -> None:
 
 def test_world_size_and_rank(small: Path) -> None:
     bundle = open_bundle(small)
-    bundle.require_world_size(2)
-    refused(lambda: bundle.require_world_size(4), "is for 2 ranks but 4 were started")
     refused(lambda: bundle.load_rank(2), "has ranks 0 to 1, but rank 2 was asked for")
 
 
 def test_force_replaces_bundles_only(tmp_path: Path, small: Path) -> None:
     def write(path: Path, force: bool) -> Path:
-        return write_bundle(path, two_ranks(), manifest={}, plan={}, force=force)
+        return write_bundle(path, two_ranks(), manifest=PROGRAMS, plan={}, force=force)
 
     before = open_bundle(small).id
     refused(lambda: write(small, False), "exists already", "--force")
@@ -258,7 +257,7 @@ def test_a_failed_write_leaves_nothing(tmp_path: Path, small: Path, force: bool)
     before = open_bundle(small).id
     with pytest.raises(GraphError):
         target = small if force else tmp_path / "new"
-        write_bundle(target, [rank_model(bad)], manifest={}, plan={}, force=force)
+        write_bundle(target, [{"main": rank_model(bad)}], manifest=PROGRAMS, plan={}, force=force)
     assert [p.name for p in tmp_path.iterdir()] == ["small"]
     assert load_all(small).id == before
 
@@ -269,7 +268,7 @@ def test_a_full_disk_is_one_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyP
 
     monkeypatch.setattr(os, "fsync", full)
     refused(
-        lambda: write_bundle(tmp_path / "b", two_ranks(), manifest={}, plan={}),
+        lambda: write_bundle(tmp_path / "b", two_ranks(), manifest=PROGRAMS, plan={}),
         "No space left on device",
     )
     assert not list(tmp_path.iterdir())

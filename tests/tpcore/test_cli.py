@@ -423,7 +423,7 @@ def test_our_own_faults_are_told_apart(
     def broken(*_: object, **__: object) -> None:
         raise KeyError("w1")
 
-    monkeypatch.setattr("tpcore.commands.split_model", broken)
+    monkeypatch.setattr("tpcore.commands.split_models", broken)
     done = here("plan mlp.onnx --tp 2")
     assert done.status == 3
     assert "plan failed: KeyError: 'w1'. This is a fault of tpcore" in done.error

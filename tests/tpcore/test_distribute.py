@@ -47,6 +47,8 @@ def test_a_partial_value_is_the_sum_of_its_parts() -> None:
     held = read_held("P(sum)")
     assert held == Held(partial=True) and not held.is_replicated
     assert held.join([np.array([1.0, 2]), np.array([-4.0, 0])]).tolist() == [-3, 2]
+    whole = np.array([1.0, -2])
+    assert held.join([held.cut(whole, rank) for rank in range(3)]).tolist() == whole.tolist()
 
 
 def test_a_replicated_value_is_passed_on() -> None:

@@ -29,7 +29,8 @@ from tests.tpcore.command import command, environment, on_cores, save, tpcore_he
 from tests.tpcore.small_models import decoder, mlp
 from tpcore.bundle import write_bundle
 from tpcore.partition import Options
-from tpcore.shard import Split, shard, split_model
+from tpcore.program import Program
+from tpcore.shard import Split, shard, split_model, write_splits
 
 Doctor = Callable[[Sequence[ir.Model]], None]
 
@@ -207,8 +208,7 @@ def write_doctored(folder: Path, model: ir.Model, doctor: Doctor) -> Path:
 
 
 def write(split: Split, model: Path, path: Path) -> Path:
-    plan = split.sharded.plan.to_json()
-    return write_bundle(path, split.ranks, manifest=split.manifest(model), plan=plan)
+    return write_splits(path, [split], model).path
 
 
 def insert_bad_lookup(model: ir.Model) -> None:
@@ -240,9 +240,9 @@ def write_other_order(folder: Path) -> Path:
     manifest = {
         "source": {"name": "toy", "sha256": "0" * 64},
         "inputs": [{"name": "x", "dtype": "FLOAT", "shape": [2], "rows": None}],
-        "shardings": {},
+        "programs": [Program("main", {}, {}, {}).to_json()],
     }
-    models = [two_sums(["Neg", "Abs"]), two_sums(["Abs", "Neg"])]
+    models = [{"main": two_sums(order)} for order in (["Neg", "Abs"], ["Abs", "Neg"])]
     return write_bundle(folder / "b", models, manifest=manifest, plan={})
 
 

@@ -15,7 +15,7 @@ import pytest
 from tests.graph.small import run_whole
 from tests.tpcore.lockstep import TOLERANCE, SplitRunner, relative_difference
 from tests.tpcore.small_models import INPUTS, SMALL
-from tpcore.partition import Options, partition
+from tpcore.partition import Options
 from tpcore.shard import split_model
 
 GOLDEN = Path(__file__).resolve().parent.parent / "golden"
@@ -43,7 +43,7 @@ def ranks_of(plan: str) -> int:
 @pytest.mark.parametrize(("model", "plan"), CASES)
 def test_every_step_reads_as_before(model: str, plan: str, tmp_path: Path) -> None:
     dump = tmp_path / "dump"
-    partition(saved(model, tmp_path), Options(ranks_of(plan), dump=dump))
+    split_model(saved(model, tmp_path), Options(ranks_of(plan), dump=dump))
     got = {path.name: path.read_text() for path in dump.iterdir()}
     golden = GOLDEN / model / plan
     if UPDATE:

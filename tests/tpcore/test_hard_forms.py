@@ -62,6 +62,12 @@ HARD = {
             c = Cast<to=2>(minus) d = Cast<to=7>(c) u = Add(d, one) y = MatMul(x, w) }""",
         {"w": matrix(8, 8), "minus": np.array([-1]), "one": np.array([1])},
     ),
+    "a Split into sizes that nobody knows before it runs": (
+        """(float[3, 8] x, int64[2] sizes) => (float[3, 4] y) {
+            h = MatMul(x, w) a, b = Split<axis=1>(h, sizes) c = Concat<axis=1>(b, a)
+            y = MatMul(c, v) }""",
+        {"w": matrix(8, 2), "v": matrix(2, 4)},
+    ),
     "a weight with one row": (
         "(float[3, 1] x) => (float[?, ?] y) { y = MatMul(x, w) }",
         {"w": matrix(1, 8)},

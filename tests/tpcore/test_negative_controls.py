@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -11,19 +11,18 @@ import onnx_ir as ir
 import pytest
 
 import tpcore.localize
-import tpcore.sharding
 from graph.layout import Box, Layout, Range
 from graph.weights import ShardTensor
 from tests.tpcore.toys import error_of, mlp, packed_attention, planned, random_inputs
 from tests.tpcore.validator_cases import const, floats, grouped
-from tpcore.atoms import Item
+from tpcore import sharding
 from tpcore.ops import OPS
 from tpcore.partition import Options
 from tpcore.plan import Plan
 from tpcore.rule import RuleSyntaxError, parse
 from tpcore.rules.spec import OpSpec, fixed
 from tpcore.shard import split_plan
-from tpcore.sharding import PARTIAL, REPLICATE, Chain
+from tpcore.sharding import PARTIAL, REPLICATE
 from tpcore.strategies import Strategy
 from tpcore.trial import Case
 from tpcore.validator import Findings, validate
@@ -62,20 +61,22 @@ def verification(model: ir.Model, plan: Plan, folder: Path) -> Verification:
 
 
 @pytest.fixture
-def naive_halves(monkeypatch: pytest.MonkeyPatch) -> None:
+def naive_halves(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Split a packed dim into contiguous stretches, as if it were not packed."""
-    derived = tpcore.sharding._item_ranges
+    derived = sharding._item_ranges
 
-    def contiguous(item: Item, chain: Chain, rank: int) -> list[Range]:
-        if not isinstance(item, tuple) or derived(item, chain, rank) == [(0, whole_size(item))]:
-            return derived(item, chain, rank)
-        return list(Layout.even(whole_size(item), chain.ranks).ranges[rank])
+    def contiguous(
+        item: int | tuple[sharding.Form, ...], layouts: Sequence[Layout], rank: int
+    ) -> list[Range]:
+        size = sharding._size((item,), [layout.global_size for layout in layouts])
+        if not isinstance(item, tuple) or derived(item, layouts, rank) == [(0, size)]:
+            return derived(item, layouts, rank)
+        return list(Layout.even(size, layouts[0].ranks).ranges[rank])
 
-    monkeypatch.setattr(tpcore.sharding, "_item_ranges", contiguous)
-
-
-def whole_size(item: Item) -> int:
-    return tpcore.sharding._size((item,))
+    monkeypatch.setattr(sharding, "_item_ranges", contiguous)
+    sharding._split_form.cache_clear()
+    yield
+    sharding._split_form.cache_clear()
 
 
 @pytest.mark.parametrize("ranks", [2, 4])

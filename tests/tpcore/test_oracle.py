@@ -7,6 +7,7 @@ import onnx_ir as ir
 import pytest
 
 from graph.interpret import interpret
+from tests.tpcore.cases_experts import EXPERTS
 from tests.tpcore.cases_nets import NETS
 from tpcore.trial import Case, build_model
 
@@ -17,7 +18,10 @@ REFUSED = ("INVALID_ARGUMENT", "NOT_IMPLEMENTED", "INVALID_GRAPH", "FAIL")
 """What it says of attributes that its kernel for CPU does not take."""
 
 
-@pytest.mark.parametrize("case", [c for c in NETS if c.op_type not in NO_KERNEL], ids=str)
+CASES = [case for case in (*NETS, *EXPERTS) if case.op_type not in NO_KERNEL]
+
+
+@pytest.mark.parametrize("case", CASES, ids=str)
 def test_the_oracle_agrees_with_onnx_runtime(case: Case) -> None:
     runtime = pytest.importorskip("onnxruntime")
     model = build_model(case)

@@ -162,10 +162,10 @@ OPS: list[Callable[[Graph, str, Shape], None]] = [
 ]
 
 
-def random_graph(seed: int) -> Graph:
-    """Up to 14 ops, each on one of the last four values, and a MatMul in the end."""
+def random_graph(seed: int, fewest: int = 4, most: int = 14) -> Graph:
+    """So many ops, each on one of the last four values, and a MatMul in the end."""
     graph = Graph(seed)
-    for _ in range(graph.random.randint(4, 14)):
+    for _ in range(graph.random.randint(fewest, most)):
         value, shape = graph.random.choice(graph.values[-4:])
         graph.random.choice(OPS)(graph, value, shape)
     matmul(graph, *graph.values[-1])

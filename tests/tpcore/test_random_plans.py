@@ -11,6 +11,7 @@ import pytest
 
 from graph.errors import PlanError
 from tests.graph.small import small_model, weight
+from tests.tpcore.random_plans import randomised
 from tests.tpcore.toys import (
     error_of,
     grouped_attention,
@@ -19,9 +20,6 @@ from tests.tpcore.toys import (
     planned,
     shapes_of,
 )
-from tpcore.plan import Plan
-from tpcore.reshard import ReshardKind, reshard_kind
-from tpcore.sharding import Placement
 
 TOLERANCE = 1e-4
 
@@ -129,29 +127,6 @@ MODELS: dict[str, ir.Model] = {
         **shapes_of(sp=[2, 3, 3, 4]),
     ),
 }
-
-
-def randomised(plan: Plan, seed: int) -> Plan:
-    """Any strategy for every node, and for every value any placement that can be reached."""
-    random = np.random.default_rng(seed)
-    choices = plan.choices
-    for node, strategies in choices.strategies.items():
-        choices.strategy[node] = strategies[random.integers(len(strategies))]
-    for value, hubs in choices.hubs.items():
-        possible = [hub for hub in hubs if is_reachable(plan, value, hub)]
-        choices.hub[value] = possible[random.integers(len(possible))]
-    return plan
-
-
-def is_reachable(plan: Plan, value: ir.Value, hub: Placement) -> bool:
-    """Whether the value can get into the hub and out of it."""
-    sharding, strategy = plan.space.sharding, plan.choices.strategy
-    held = sharding(value, hub)
-    ends = [(held, sharding(value, strategy[u].operands[i])) for u, i in value.uses()]
-    producer = value.producer()
-    if producer is not None:
-        ends.append((sharding(value, strategy[producer].results[value.index() or 0]), held))
-    return all(reshard_kind(a, b) is not ReshardKind.IMPOSSIBLE for a, b in ends)
 
 
 @pytest.mark.parametrize("ranks", [2, 3, 8])

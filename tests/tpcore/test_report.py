@@ -13,11 +13,13 @@ import numpy as np
 import onnx
 import pytest
 
+from tests.graph.small import small_model
 from tests.tpcore.command import Done, python_path, save, save_arrays, tpcore, tpcore_here
 from tests.tpcore.small_models import INPUTS, decoder, mlp
 from tpcore.partition import Options
-from tpcore.report import human_bytes, report_text
+from tpcore.report import report_text
 from tpcore.shard import shard, split_model
+from tpcore.units import human_bytes
 
 Here = Callable[..., Done]
 
@@ -161,6 +163,13 @@ def test_a_report_says_why_weights_are_whole(folder: Path) -> None:
     assert {entry["reason"] for entry in report["unsplit"]} == {"the plan given keeps it whole"}
     sizes = [entry["bytes"] for entry in report["unsplit"]]
     assert sizes == sorted(sizes, reverse=True)
+
+
+def test_a_report_of_weights_without_entries(tmp_path: Path) -> None:
+    text = "(float16[3, 4] x) => (float[3, 4] y) { y = CastLike(x, like) }"
+    path = save(small_model(text, like=np.zeros((0, 2), np.float32)), tmp_path / "model.onnx")
+    (entry,) = split_model(path, Options(2)).report["unsplit"]
+    assert entry["bytes"] == 0 and entry["share"] == 0
 
 
 def test_with_one_rank_nothing_is_split(folder: Path) -> None:

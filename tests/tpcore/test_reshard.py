@@ -23,7 +23,7 @@ from tpcore.insert_reshards import ShardedGraph, insert_reshards
 from tpcore.legalize import legalize
 from tpcore.localize import localize
 from tpcore.plan import Plan
-from tpcore.planner.problem import Choices, placement_text
+from tpcore.planner.options import Choices, placement_text
 from tpcore.reshard import ReshardKind, reshard_kind
 from tpcore.sharding import (
     PARTIAL,

@@ -134,6 +134,11 @@ def rule_text(case: Case) -> str | None:
             "d0 (x1|y1|z1), *, *, * -> d0 y1",
         ),
         (
+            Case("Slice", (floats(5, 8), const(1), const(8), const(1), const(2)),
+                 constants=(1, 2, 3, 4)),
+            "d0 (y1 s1!), *, *, *, * -> d0 y1",
+        ),
+        (
             Case("Split", (floats(5, 12), const(4, 4, 4)), {"axis": 1}, outputs=3, constants=(1,)),
             "d0 (x0|x1|x2), * -> d0 x0, d0 x1, d0 x2",
         ),

@@ -21,9 +21,9 @@ from tests.tpcore.command import (
     tpcore_here,
 )
 from tests.tpcore.small_models import INPUTS, mlp
+from tpcore.compare import compare
 from tpcore.partition import Options
 from tpcore.shard import shard
-from tpcore.verify import compare
 
 CASES = [
     (model, ranks)

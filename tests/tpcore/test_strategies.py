@@ -18,7 +18,7 @@ from tests.tpcore.toys import (
     shapes_of,
 )
 from tpcore.factors import solve_factors
-from tpcore.planner.problem import placement_text
+from tpcore.planner.options import placement_text
 from tpcore.sharding import PARTIAL, REPLICATE, Chain, Placement
 from tpcore.strategies import StrategySpace
 

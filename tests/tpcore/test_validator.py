@@ -17,7 +17,7 @@ OP_NAMES = sorted({f"{case.domain or 'ai.onnx'}:{case.op_type}" for case in CASE
 
 TOO_MANY = {
     *("GroupQueryAttention", "Attention", "MultiHeadAttention", "LinearAttention", "MoE", "QMoE"),
-    *("SkipLayerNormalization", "SkipGroupNorm", "EmbedLayerNormalization"),
+    *("SkipLayerNormalization", "SkipGroupNorm"),
 }
 TOO_MANY |= {"MatMulNBits", "GatherBlockQuantized", "QGemm", "QLinearConv", "QAttention"}
 """Ops with cases of too many operands to try every placement; their other cases are tried."""

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import ml_dtypes
 import numpy as np
 import onnx_ir as ir
 import pytest
@@ -16,10 +17,11 @@ from graph.weights import ShardTensor
 from tests.models import GENAI, model_inputs, model_path
 from tests.tpcore.command import save, save_arrays, tpcore_here
 from tests.tpcore.small_models import INPUTS, decoder, mlp
-from tpcore.bundle import open_bundle, write_bundle
+from tpcore.bundle import open_bundle
+from tpcore.compare import Difference, compare
 from tpcore.partition import Options
-from tpcore.shard import Split, shard, split_model
-from tpcore.verify import Difference, Verification, compare, verify
+from tpcore.shard import Split, shard, split_model, write_splits
+from tpcore.verify import Verification, verify
 
 Break = Callable[[list[ir.Model]], None]
 
@@ -35,8 +37,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def write(split: Split, model: Path, path: Path) -> Path:
     """Write a bundle whose digests are right, whatever its graphs compute."""
-    plan = split.sharded.plan.to_json()
-    return write_bundle(path, split.ranks, manifest=split.manifest(model), plan=plan)
+    return write_splits(path, [split], model).path
 
 
 def wrong_slice(name: str) -> Break:
@@ -128,6 +129,7 @@ def test_verify_checks_every_byte_first(folder: Path, tmp_path: Path) -> None:
 
 
 NAN, INF = math.nan, math.inf
+FLOAT8 = ml_dtypes.float8_e5m2
 
 
 @pytest.mark.parametrize(
@@ -167,6 +169,8 @@ def test_compare_floats(got: Any, want: Any, equal: bool, largest: float) -> Non
         (np.array([True]), np.array([False]), False),
         (np.array([1], np.int32), np.array([1], np.int64), False),
         (np.zeros(3, np.float16), np.full(3, 1e-2, np.float16), False),
+        (np.array([NAN, 1], FLOAT8), np.array([NAN, 1], FLOAT8), True),
+        (np.array([NAN, 1], FLOAT8), np.array([1, 1], FLOAT8), False),
     ],
 )
 def test_compare_other_types(got: np.ndarray, want: np.ndarray, equal: bool) -> None:

@@ -13,8 +13,9 @@ from graph.interpret import interpret
 from tests.graph.small import Array, small_model, weight
 from tpcore.insert_reshards import ShardedGraph
 from tpcore.partition import Options, rank_models, shard_plan
-from tpcore.plan import Plan, make_plan
-from tpcore.planner.problem import placement_text
+from tpcore.plan import Plan
+from tpcore.planner.options import placement_text
+from tpcore.planner.plans import make_plan
 
 BATCH, LENGTH, HEAD = 2, 5, 4
 

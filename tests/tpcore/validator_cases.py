@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from tests.tpcore.cases_experts import EXPERTS
 from tests.tpcore.cases_nets import NETS
 from tests.tpcore.cases_ops import OTHERS
 from tests.tpcore.cases_quant import QUANT
@@ -165,6 +166,9 @@ SLICES: list[tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...], tuple[int,
     ((-4,), (2**40,), (1,), (1,)),
     ((0, 2), (5, -1), (0, 1), (1, 1)),
     ((1,), (7,), (1,), (2,)),
+    ((0,), (7,), (1,), (2,)),
+    ((-7,), (2**40,), (1,), (2,)),
+    ((1,), (8,), (1,), (4,)),
     ((0,), (2**40,), (1,), (1,)),
 ]
 
@@ -287,5 +291,5 @@ ATTENTION = [
 
 CASES: list[Case] = [
     *(*ELEMENTWISE, *CONTRACTIONS, *NORMS, *SHAPES, *ATTENTION),
-    *(*NETS, *OTHERS, *QUANT),
+    *(*NETS, *EXPERTS, *OTHERS, *QUANT),
 ]

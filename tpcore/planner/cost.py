@@ -1,8 +1,10 @@
 """What ops and reshards cost, in seconds.
 
-An op costs its roofline time on the largest rank's part: max(flops / F, bytes / B), where weights
-come from memory and activations, just written by another op, mostly from cache. A reshard costs
-alpha + bytes / beta of its collective, bytes being the lower bound of `graph.dialect`.
+An op costs its roofline time on the largest rank's part,
+
+    max(flops / F, bytes of weights and states / B + bytes of activations / C) + op_seconds
+
+with the rates of the topology's device. A reshard costs what the topology says of its collective.
 """
 
 from __future__ import annotations
@@ -10,49 +12,28 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 
 import onnx_ir as ir
 
-from graph.dims import Expr, bind, product
+from graph.dims import Dim, Expr, bind
 from graph.shapes import Shapes
 from graph.weights import bytes_of
 from tpcore.factors import NodeFactors
+from tpcore.planner.topology import Rates, Topology
+from tpcore.planner.topology_files import DEFAULT_TOPOLOGY, load_topology
+from tpcore.planner.work import Measure, compute_type, moved_bytes, multiply_adds
 from tpcore.reshard import ReshardKind, reshard_kind
+from tpcore.rule import Draws
 from tpcore.sharding import Sharding
 
-
-@dataclass(frozen=True)
-class Topology:
-    """One kind of device and the link between its ranks."""
-
-    name: str
-    flops_per_second: float
-    """Multiply-adds count twice."""
-    memory_bytes_per_second: float
-    cache_bytes_per_second: float
-    alpha_seconds: Mapping[ReshardKind, float] = field(default_factory=dict)
-    """Latency per collective."""
-    link_bytes_per_second: float = 1e9
-    """Bytes a rank sends per second."""
-
-
-SHARED_MEMORY_CPU = Topology(
-    name="cpu-shared-memory",
-    flops_per_second=1e11,
-    memory_bytes_per_second=1.2e10,
-    cache_bytes_per_second=5e10,
-    alpha_seconds={
-        ReshardKind.ALL_REDUCE: 7e-6,
-        ReshardKind.ALL_GATHER: 5e-6,
-        ReshardKind.REDUCE_SCATTER: 6e-6,
-        ReshardKind.ALL_TO_ALL: 6e-6,
-    },
-    link_bytes_per_second=5e9,
-)
-"""Two ranks on one server, one core each: measured there, as order of magnitude."""
+SHARED_MEMORY_CPU = load_topology(DEFAULT_TOPOLOGY)
+"""Two ranks on one server, one core each."""
 
 STATE_POSITIONS = 1024
 """Positions that a KV cache of unknown length is priced for."""
+SAME_DATA = ("Reshape", "Flatten", "Cast", "Identity")
+"""Ops whose result stands for their operand where weights are counted."""
 MATRIX_PRICE_COLLECTIVES = 4
 """Holding the average weight matrix on every rank is priced as this many collectives.
 
@@ -70,82 +51,137 @@ class CostModel:
     ranks: int
     sizes: Mapping[str, int]
     """Symbolic dim -> size; those missing count as 1."""
-    price_per_byte: float
-    """Seconds charged per byte of weights a rank holds."""
     _bytes: dict[ir.Value, int] = field(default_factory=dict)
+    _whole: dict[ir.Node, tuple[float, list[float]]] = field(default_factory=dict)
+    """Per node the seconds its flops take, and those of moving each of its values."""
+
+    @cached_property
+    def rates(self) -> Rates:
+        """What a rank's device does in a second while all ranks work."""
+        return self.topology.rates(self.ranks)
 
     def value_bytes(self, value: ir.Value) -> int:
         """Bytes of the whole value."""
         if value not in self._bytes:
-            dims = self.shapes.dims.get(value, ())
+            dims, tensor = self.shapes.dims.get(value, ()), value.const_value
             count = math.prod(bind(size, self.sizes) for size in dims)
-            self._bytes[value] = bytes_of(value.dtype, count)
+            self._bytes[value] = bytes_of(value.dtype, count if tensor is None else tensor.size)
         return self._bytes[value]
 
     def op_seconds(
         self, bound: NodeFactors | None, values: list[tuple[ir.Value, Sharding]]
     ) -> float:
-        """Roofline time of an op whose operands and results are held as given."""
-        moved = sum(self.read_seconds(v) * s.largest_fraction for v, s in values)
-        flops = 0.0
-        if bound is not None and bound.rule.sums:
-            sizes = (product(a.size for a in atoms) for atoms in bound.factors.values())
-            flops = 2.0 * math.prod(bind(size, self.sizes) for size in sizes)
-            flops *= min((s.largest_fraction for _, s in values), default=1.0)
-        return max(flops / self.topology.flops_per_second, moved)
+        """Time of an op whose operands and results, in this order, are held as given."""
+        node = values[-1][0].producer()
+        if node is None:
+            raise ValueError("the last value of an op is one of its results")
+        if node not in self._whole:
+            self._whole[node] = self._unsplit(node, bound, [value for value, _ in values])
+        computing, moving = self._whole[node]
+        moved = sum(seconds * s.largest_fraction for seconds, (_, s) in zip(moving, values))
+        computed = computing * min(s.largest_fraction for _, s in values)
+        crowding, draws = 1.0, bound.rule.draws if bound is not None else None
+        if bound is not None and draws is not None:
+            indices = math.prod(bind(atom.size, self.sizes) for atom in bound.factors[draws.factor])
+            moved *= min(1.0, bind(draws.count, self.sizes) / indices)
+            crowding = self._crowding(draws.count) if _splits(values, bound, draws) else 1.0
+        return crowding * max(computed, moved) + self.rates.op_seconds
 
-    def read_seconds(self, value: ir.Value) -> float:
-        """Time to move the whole value once."""
-        weight = value.const_value is not None
-        speed = self.topology.memory_bytes_per_second if weight else None
-        return self.value_bytes(value) / (speed or self.topology.cache_bytes_per_second)
+    def _unsplit(
+        self, node: ir.Node, bound: NodeFactors | None, values: list[ir.Value]
+    ) -> tuple[float, list[float]]:
+        """Seconds the whole op computes, and seconds of moving each whole value."""
+        flops = 2.0 * multiply_adds(node, bound, Measure(self.shapes, self.sizes))
+        moved = moved_bytes(node, [(value, self.value_bytes(value)) for value in values])
+        moving = [
+            self._move_seconds(size, value.const_value is not None or _is_outside(value))
+            for value, size in zip(values, moved)
+        ]
+        return flops / self.rates.flops(compute_type(node)), moving
 
-    def reshard_seconds(self, value: ir.Value, have: Sharding, want: Sharding) -> float:
-        """Time of changing how `value` is held; infinite where no collective does it."""
-        kind = reshard_kind(have, want)
-        size, local = self.value_bytes(value), self.read_seconds(value)
+    def _crowding(self, draws: Dim) -> float:
+        """Draws that the fullest rank is expected to get over those of the average one.
+
+        Of m draws over n ranks it gets about m/n + sqrt(m (n-1) ln(n)) / n.
+        """
+        spread = (self.ranks - 1) * math.log(self.ranks) / bind(draws, self.sizes)
+        return min(1 + math.sqrt(spread), self.ranks)
+
+    def _move_seconds(self, size: float, from_memory: bool) -> float:
+        """Time to read or write `size` bytes once."""
+        if from_memory or size > self.topology.device.cache_bytes:
+            return size / self.rates.memory_bytes_per_second
+        return size / self.rates.cache_bytes_per_second
+
+    def reshard_seconds(
+        self, size: int, have: Sharding, want: Sharding, is_weight: bool = False
+    ) -> float:
+        """Time of changing how a value of `size` bytes is held; infinite where nothing does it."""
+        kind, local = reshard_kind(have, want), self._move_seconds(size, is_weight)
         if kind is ReshardKind.NONE:
             return 0.0
-        if value.const_value is not None:
+        if is_weight:
             # A weight is cut when the bundle is written; gathering it at run time would undo that.
             return local if have.is_replicated and not want.is_partial else math.inf
         if kind in (ReshardKind.SLICE, ReshardKind.KEEP_ON_ROOT):
-            return 2 * local * want.largest_fraction
+            return 2 * local * want.largest_fraction + self.rates.op_seconds
         if kind is ReshardKind.IMPOSSIBLE:
             return math.inf
-        sent = size * kind.bytes_factor(self.ranks)
-        return (
-            self.topology.alpha_seconds[kind]
-            + sent / self.topology.link_bytes_per_second
-            + 2 * local
-        )
+        return self.topology.collective_seconds(kind, size, self.ranks)
 
-    def holding_seconds(self, value: ir.Value, sharding: Sharding) -> float:
-        """Price of holding a weight or a state as given."""
+    def held_bytes(self, value: ir.Value, sharding: Sharding) -> float:
+        """Bytes of a weight or state on the fullest rank when it is held as given."""
         held = self.value_bytes(value) * sharding.largest_fraction
         if value.const_value is None and self._is_unbound(value):
             held *= STATE_POSITIONS
-        return self.price_per_byte * held
+        return held
 
     def _is_unbound(self, value: ir.Value) -> bool:
-        """Whether a symbolic dim of the value has no size given, so that it counts as 1."""
-        dims = (size for size in self.shapes.dims.get(value, ()) if isinstance(size, Expr))
-        return any(not size.symbols <= self.sizes.keys() for size in dims)
+        """Whether a cache's length has no size given, so that it counts as 1.
+
+        The first dim, or the second behind the two of a packed pair of caches, is the batch.
+        """
+        dims = self.shapes.dims.get(value, ())
+        lengths = dims[2:] if dims[:1] == (2,) else dims[1:]
+        open_dims = (size for size in lengths if isinstance(size, Expr))
+        return any(not size.symbols <= self.sizes.keys() for size in open_dims)
+
+
+def _is_outside(value: ir.Value) -> bool:
+    """Whether a value comes from or goes to the caller, as a state does."""
+    return value.is_graph_input() or value.is_graph_output()
+
+
+def _splits(values: list[tuple[ir.Value, Sharding]], bound: NodeFactors, draws: Draws) -> bool:
+    """Whether what is drawn is split over the ranks."""
+    chains = (s.placement.chain for _, s in values)
+    split = {atom for chain in chains if chain is not None for atom in chain.atoms}
+    return not split.isdisjoint(bound.atoms([draws.factor]))
 
 
 def default_price(graph: ir.Graph, topology: Topology) -> float:
     """Seconds per byte, such that the average weight matrix is worth a few collectives.
 
-    Constants that share their data are one, and so is a quantised matrix with its scales and zero
-    points, which the same nodes read.
+    Weights that the same activations are multiplied by count as one matrix, packed or separate, and
+    so does a quantised one with its scales and zero points.
     """
-    users: dict[int, set[ir.Node]] = {}
+    users: dict[int, set[ir.Value]] = {}
     sizes: dict[int, int] = {}
     for value in graph.initializers.values():
         tensor = value.const_value
         if tensor is not None and len(tensor.shape) >= 2:
-            users.setdefault(id(tensor), set()).update(user for user, _ in value.uses())
+            read = (v for user, _ in value.uses() for v in user.inputs if v is not None)
+            activations = {_source(v) for v in read if v.const_value is None}
+            users.setdefault(id(tensor), set()).update(activations)
             sizes[id(tensor)] = bytes_of(tensor.dtype, tensor.size)
     count, total = len(set(map(frozenset, users.values()))), sum(sizes.values())
-    alpha = topology.alpha_seconds[ReshardKind.ALL_REDUCE]
+    alpha = topology.collective_seconds(ReshardKind.ALL_REDUCE, 0, 2)
     return MATRIX_PRICE_COLLECTIVES * alpha * count / total if total else 0.0
+
+
+def _source(value: ir.Value) -> ir.Value:
+    """The value that `value` is another shape or type of."""
+    node = value.producer()
+    while node is not None and node.op_type in SAME_DATA and node.inputs[0] is not None:
+        value, node = node.inputs[0], node.inputs[0].producer()
+    return value

@@ -24,6 +24,11 @@ Table = NDArray[np.float64]
 
 _KEYS = itertools.count()
 
+
+class Contradiction(PlanError):
+    """What is prescribed for one part cannot be had together with what is for another."""
+
+
 MAX_TABLE = 50_000_000
 """Entries of the largest table worked on."""
 
@@ -67,7 +72,8 @@ def minimise(graph: CostGraph[V]) -> dict[V, int]:
     """The assignment of least total cost; of equal ones the same one every time.
 
     Raises:
-        PlanError: no assignment has a finite cost, or a table would not fit in memory.
+        Contradiction: no assignment has a finite cost.
+        PlanError: a table would not fit in memory.
     """
     tables: dict[int, _Bucket[V]] = {}
     touching: dict[V, set[int]] = {variable: set() for variable in graph.sizes}
@@ -125,7 +131,7 @@ def _eliminate(
     if others:
         _insert(tables, touching, _Bucket(tuple(others), merged.min(axis=-1)))
     elif not np.isfinite(merged.min()):
-        raise PlanError("no plan satisfies all pins at once. Remove a pin.")
+        raise Contradiction("no plan satisfies all pins at once. Remove a pin.")
     return _Bucket(axes, merged)
 
 

@@ -1,204 +1,195 @@
 """Turn a graph with its strategies into a cost graph, and the cheapest assignment into a plan.
 
 Variables: the strategy of every node, and the placement in which every value is held (its *hub*),
-so that a reshard is paid once however many nodes read the value.
+so that a reshard is paid once however many nodes read the value. Several workloads of one model
+(a prefill and its decode steps) are one problem: each has its own nodes and activations, and all
+share the hubs of the weights and states, which are held in one way.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import onnx_ir as ir
 
-from graph.errors import PlanError
-from tpcore.ops import OPS
 from tpcore.planner.cost import CostModel
-from tpcore.planner.elimination import CostGraph, minimise
-from tpcore.sharding import REPLICATE, Placement, Sharding
-from tpcore.strategies import Strategy, StrategySpace
+from tpcore.planner.elimination import CostGraph, Table, minimise
+from tpcore.planner.options import Choices
+from tpcore.sharding import Placement
+from tpcore.strategies import StrategySpace
 
-Variable = ir.Node | ir.Value
+SHARED = -1
+Variable = tuple[int, ir.Node | ir.Value]
+"""Number of the workload, or SHARED, and the node or value."""
+Places = tuple[Placement, ...]
+
+
+@dataclass(frozen=True)
+class Workload:
+    """One kind of run that a plan is made for."""
+
+    cost: CostModel
+    runs: float = 1.0
+    """How often it is run; only the proportions matter."""
 
 
 @dataclass
-class Choices:
-    """Options of every node and value, and what was chosen."""
+class Problem:
+    """The cost graph of some workloads; memory is priced when it is solved."""
 
-    strategies: dict[ir.Node, list[Strategy]] = field(default_factory=dict)
-    hubs: dict[ir.Value, list[Placement]] = field(default_factory=dict)
-    strategy: dict[ir.Node, Strategy] = field(default_factory=dict)
-    hub: dict[ir.Value, Placement] = field(default_factory=dict)
-    seconds: float = math.nan
-    """Cost of the chosen plan, the price of memory included."""
+    space: StrategySpace
+    workloads: Sequence[Workload]
+    options: Choices
+    states: Mapping[ir.Value, ir.Value]
+    pinned: Mapping[str, str] = field(default_factory=dict)
+    """Placement texts that were prescribed, by value name."""
+    graph: CostGraph[Variable] = field(default_factory=CostGraph)
+    held: dict[Variable, Table] = field(default_factory=dict)
+    """Bytes per rank of each placement of the weights and states."""
 
+    @classmethod
+    def of(
+        cls,
+        space: StrategySpace,
+        workloads: Sequence[Workload],
+        options: Choices,
+        states: Mapping[ir.Value, ir.Value],
+        pinned: Mapping[str, str],
+    ) -> Problem:
+        """Build the cost graph of all options that are left where some were `pinned`."""
+        problem = cls(space, workloads, options, states, pinned)
+        for number in range(len(workloads)):
+            problem._add(number)
+        for past, present in states.items():
+            problem._tie(past, present)
+        return problem
 
-def find_states(graph: ir.Graph) -> dict[ir.Value, ir.Value]:
-    """Graph input -> graph output pairs that carry a state from one run to the next."""
-    states: dict[ir.Value, ir.Value] = {}
-    for node in graph:
-        spec = OPS.get((node.domain, node.op_type))
-        for operand, result in spec.states if spec else ():
-            if operand < len(node.inputs) and result < len(node.outputs):
-                past, present = node.inputs[operand], node.outputs[result]
-                if past is not None and past.is_graph_input() and present.is_graph_output():
-                    states[past] = present
-    return states
+    def solve(self, price: float) -> list[Choices]:
+        """The cheapest choices of every workload, a held byte costing `price` seconds.
 
+        Raises:
+            PlanError: the pins contradict each other.
+        """
+        priced = {v: self.graph.unary[v] + price * held for v, held in self.held.items()}
+        chosen = minimise(replace(self.graph, unary={**self.graph.unary, **priced}))
+        return [self._choices(number, chosen) for number in range(len(self.workloads))]
 
-def captured(graph: ir.Graph) -> set[ir.Value]:
-    """Values that the body of an If, Loop or Scan reads: held whole, as bodies are not split."""
-    values = [*graph.inputs, *graph.initializers.values(), *(v for n in graph for v in n.outputs)]
-    return {value for value in values if any(user.graph is not graph for user, _ in value.uses())}
+    def held_bytes(self, value: ir.Value, place: Placement) -> float:
+        """Bytes that the fullest rank holds of a weight or state; none of an activation."""
+        table = self.held.get(self.key(0, value))
+        return 0.0 if table is None else float(table[self.options.hubs[value].index(place)])
 
+    def key(self, number: int, of: ir.Node | ir.Value) -> Variable:
+        """The variable of a workload's node or value."""
+        shared = isinstance(of, ir.Value) and (of.const_value is not None or of in self.states)
+        return (SHARED if shared else number, of)
 
-def choose(space: StrategySpace, cost: CostModel, pins: Mapping[str, str] | None = None) -> Choices:
-    """Find the cheapest strategies and placements; `pins` maps value names to placement texts.
+    def _add(self, number: int) -> None:
+        """Add the nodes and values of one workload."""
+        cost = self.workloads[number].cost
+        for value, hubs in self.options.hubs.items():
+            key = self.key(number, value)
+            if key not in self.graph.unary:
+                self.graph.add_variable(key, np.zeros(len(hubs)))
+            if key[0] == SHARED:
+                held = [cost.held_bytes(value, self.space.sharding(value, h)) for h in hubs]
+                self.held[key] = np.maximum(self.held.get(key, 0.0), held)
+        tables = _Tables(self.space, self.workloads[number])
+        for node, strategies in self.options.strategies.items():
+            key = (number, node)
+            self.graph.add_variable(key, tables.node(node, strategies))
+            for value, hubs, places in self._operands(node):
+                table = tables.reshard(value, tuple(hubs), places)
+                self.graph.add_pair(self.key(number, value), key, table)
+            for value, hubs, places in self._results(node):
+                table = tables.reshard(value, places, tuple(hubs))
+                self.graph.add_pair(key, self.key(number, value), table)
 
-    Raises:
-        PlanError: a pin names no value or no placement of it, or the pins contradict each other.
-    """
-    states = find_states(space.graph)
-    choices = _options(space, states, pins or {})
-    problem: CostGraph[Variable] = CostGraph()
-    for value, hubs in choices.hubs.items():
-        problem.add_variable(
-            value, np.array([_hub_cost(space, cost, states, value, h) for h in hubs])
+    def _operands(self, node: ir.Node) -> list[tuple[ir.Value, list[Placement], Places]]:
+        strategies = self.options.strategies[node]
+        return [
+            (value, self.options.hubs[value], tuple(s.operands[i] for s in strategies))
+            for i, value in enumerate(node.inputs)
+            if value is not None
+        ]
+
+    def _results(self, node: ir.Node) -> list[tuple[ir.Value, list[Placement], Places]]:
+        strategies = self.options.strategies[node]
+        return [
+            (value, self.options.hubs[value], tuple(s.results[i] for s in strategies))
+            for i, value in enumerate(node.outputs)
+        ]
+
+    def _tie(self, past: ir.Value, present: ir.Value) -> None:
+        """A state must leave a run as the next run expects it."""
+        hubs = self.options.hubs
+        table = [[0.0 if a == b else math.inf for b in hubs[present]] for a in hubs[past]]
+        for number in range(len(self.workloads)):
+            keys = self.key(number, past), self.key(number, present)
+            self.graph.add_pair(*keys, np.array(table))
+
+    def _choices(self, number: int, chosen: Mapping[Variable, int]) -> Choices:
+        found = Choices(self.options.strategies, self.options.hubs)
+        for node, strategies in found.strategies.items():
+            found.strategy[node] = strategies[chosen[number, node]]
+        for value, hubs in found.hubs.items():
+            found.hub[value] = hubs[chosen[self.key(number, value)]]
+        runs = self.workloads[number].runs
+        found.exchange_seconds = self._exchange(number, chosen) / runs
+        found.seconds = self._compute(number, chosen) / runs + found.exchange_seconds
+        return found
+
+    def _compute(self, number: int, chosen: Mapping[Variable, int]) -> float:
+        unary = self.graph.unary.items()
+        return sum(float(table[chosen[v]]) for v, table in unary if v[0] == number)
+
+    def _exchange(self, number: int, chosen: Mapping[Variable, int]) -> float:
+        return sum(
+            float(table[chosen[a], chosen[b]])
+            for (a, b), table in self.graph.pairs.items()
+            if number in (a[0], b[0])
         )
-    known: dict[tuple[ir.Value, Placement, Placement], float] = {}
-    for node, strategies in choices.strategies.items():
-        problem.add_variable(
-            node, np.array([_strategy_seconds(space, cost, node, s) for s in strategies])
-        )
-        _add_edges(problem, space, cost, choices, node, known)
-    for past, present in states.items():
-        _tie(problem, choices, past, present)
-    chosen = minimise(problem)
-    for variable, index in chosen.items():
-        if isinstance(variable, ir.Node):
-            choices.strategy[variable] = choices.strategies[variable][index]
-        else:
-            choices.hub[variable] = choices.hubs[variable][index]
-    choices.seconds = problem.cost(chosen)
-    return choices
 
 
-def _options(
-    space: StrategySpace, states: Mapping[ir.Value, ir.Value], pins: Mapping[str, str]
-) -> Choices:
-    choices = Choices()
-    hubs: dict[ir.Value, dict[Placement, None]] = {}
-    fixed = set(space.graph.inputs) - states.keys()
-    fixed |= set(space.graph.outputs) - set(states.values())
-    fixed |= captured(space.graph)
-    for value in [*space.graph.inputs, *space.graph.initializers.values()]:
-        hubs[value] = {REPLICATE: None}
-    for node in space.graph:
-        choices.strategies[node] = space.strategies(node)
-        for value in node.outputs:
-            hubs[value] = {REPLICATE: None}
-        for strategy in choices.strategies[node]:
-            places = [*zip(node.inputs, strategy.operands), *zip(node.outputs, strategy.results)]
-            for operand, place in places:
-                if operand is not None and operand not in fixed:
-                    hubs[operand][place] = None
-    choices.hubs = {value: list(places) for value, places in hubs.items()}
-    for name, text in pins.items():
-        _pin(space, choices, name, text)
-    return choices
+class _Tables:
+    """Cost tables of one workload. Those of layers that repeat are equal and made once."""
 
+    def __init__(self, space: StrategySpace, workload: Workload) -> None:
+        self.space = space
+        self.workload = workload
+        self._made: dict[tuple[object, ...], Table] = {}
 
-def _pin(space: StrategySpace, choices: Choices, name: str, text: str) -> None:
-    value = next((v for v in choices.hubs if v.name == name), None)
-    if value is None:
-        raise PlanError(
-            f"the plan pins value '{name}', which graph '{space.graph.name}' lacks. "
-            "Plan this model again."
-        )
-    options = {placement_text(space.sharding(value, p)): p for p in choices.hubs[value]}
-    if text not in options:
-        raise PlanError(
-            f"the plan pins value '{name}' to {text}, which is none of its placements. "
-            f"Choose one of: {'; '.join(options)}."
-        )
-    choices.hubs[value] = [options[text]]
-
-
-def placement_text(sharding: Sharding) -> str:
-    """A sharding in words a plan file can hold: `R`, `P(sum)`, `S(1) 0:4 4:8`."""
-    if not sharding.splits:
-        return "P(sum)" if sharding.is_partial else "R"
-    dims = ",".join(str(dim) for dim in sharding.dims)
-    parts = [
-        str(s.layout) if s.layout else " ".join(f"{p}/{s.whole}" for p in s.parts)
-        for s in sharding.splits
-    ]
-    return f"S({dims}) " + " | ".join(parts)
-
-
-def _hub_cost(
-    space: StrategySpace,
-    cost: CostModel,
-    states: Mapping[ir.Value, ir.Value],
-    value: ir.Value,
-    place: Placement,
-) -> float:
-    held = value.const_value is not None or value in states
-    return cost.holding_seconds(value, space.sharding(value, place)) if held else 0.0
-
-
-def _strategy_seconds(
-    space: StrategySpace, cost: CostModel, node: ir.Node, strategy: Strategy
-) -> float:
-    places = [*zip(node.inputs, strategy.operands), *zip(node.outputs, strategy.results)]
-    values = [(v, space.sharding(v, place)) for v, place in places if v is not None]
-    return cost.op_seconds(space.factors.nodes.get(node), values)
-
-
-def _add_edges(
-    problem: CostGraph[Variable],
-    space: StrategySpace,
-    cost: CostModel,
-    choices: Choices,
-    node: ir.Node,
-    known: dict[tuple[ir.Value, Placement, Placement], float],
-) -> None:
-    """Add what it costs to read the node's operands from their hubs and to write its results.
-
-    `known` keeps the reshard costs found so far.
-    """
-
-    def seconds(value: ir.Value, have: Placement, want: Placement) -> float:
-        key = (value, have, want)
-        if key not in known:
-            known[key] = cost.reshard_seconds(
-                value, space.sharding(value, have), space.sharding(value, want)
+    def node(self, node: ir.Node, strategies: Sequence[object]) -> Table:
+        """Seconds of the node under each strategy."""
+        cost, sharding = self.workload.cost, self.space.sharding
+        bound = self.space.factors.nodes.get(node)
+        values = [*node.inputs, *node.outputs]
+        rows = [(*s.operands, *s.results) for s in strategies]  # type: ignore[attr-defined]
+        seconds = [
+            cost.op_seconds(
+                bound, [(v, sharding(v, p)) for v, p in zip(values, row) if v is not None]
             )
-        return known[key]
-
-    strategies = choices.strategies[node]
-    for index, value in enumerate(node.inputs):
-        if value is None:
-            continue
-        table = [
-            [seconds(value, hub, s.operands[index]) for s in strategies]
-            for hub in choices.hubs[value]
+            for row in rows
         ]
-        problem.add_pair(value, node, np.array(table))
-    for index, value in enumerate(node.outputs):
-        table = [
-            [seconds(value, s.results[index], hub) for hub in choices.hubs[value]]
-            for s in strategies
-        ]
-        problem.add_pair(node, value, np.array(table))
+        return self.workload.runs * np.array(seconds)
 
+    def reshard(self, value: ir.Value, have: Places, want: Places) -> Table:
+        """Seconds of changing how `value` is held, [have, want]."""
+        cost, space = self.workload.cost, self.space
+        size, is_weight = cost.value_bytes(value), value.const_value is not None
+        forms = [tuple(space.form(value, p) for p in places) for places in (have, want)]
 
-def _tie(problem: CostGraph[Variable], choices: Choices, past: ir.Value, present: ir.Value) -> None:
-    """A state must leave a run as the next run expects it."""
-    table = [
-        [0.0 if have == want else math.inf for want in choices.hubs[present]]
-        for have in choices.hubs[past]
-    ]
-    problem.add_pair(past, present, np.array(table))
+        def make() -> Table:
+            held = [[space.sharding(value, p) for p in places] for places in (have, want)]
+            rows = [[cost.reshard_seconds(size, a, b, is_weight) for b in held[1]] for a in held[0]]
+            return self.workload.runs * np.array(rows)
+
+        return self._once((size, is_weight, *forms), make)
+
+    def _once(self, key: tuple[object, ...], make: Callable[[], Table]) -> Table:
+        if key not in self._made:
+            self._made[key] = make()
+        return self._made[key]

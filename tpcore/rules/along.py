@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Collection
-from functools import partial
 
 from graph.dims import Dims
 from graph.shapes import Context
@@ -209,18 +208,6 @@ def stft(c: Context) -> Rule:
     return make(f"{signal}{_others(c)} -> b f! y! c!")
 
 
-def recurrent(c: Context, states: int) -> Rule | None:
-    """`s! b i!, *, *, *, b, d! b h! -> s d b h, d b h`: every step needs all of the last state."""
-    batch_first = c.attribute("layout", 0)
-    first, state, out = (
-        ("b s! i!", "b d! h!", "b s d h") if batch_first else ("s! b i!", "d! b h!", "s d b h")
-    )
-    operands = [first, "*", "*", "*", "b", *[state] * states, "*"]
-    texts = [t if c.operand(i) is not None else "-" for i, t in enumerate(operands)]
-    results = [out, *[state] * states][: len(c.node.outputs)]
-    return make(f"{', '.join(texts[: len(c.node.inputs)])} -> {', '.join(results)}")
-
-
 # --- any tensors ----------------------------------------------------------------------------------
 
 
@@ -259,7 +246,7 @@ def _all_whole(c: Context) -> Rule:
     tensors = [c.dims(i) for i in range(len(c.node.inputs))]
     texts = [" ".join(names(len(dims), f"x{i}_")) for i, dims in enumerate(tensors)]
     texts = [re.sub(r"(\w+)", r"\1!", text) for text in texts]
-    out = re.sub(r"(\w+)", r"\1!", " ".join(names(len(c.shapes.of(c.node.outputs[0])), "y")))
+    out = re.sub(r"(\w+)", r"\1!", " ".join(names(len(c.shapes.dims[c.node.outputs[0]]), "y")))
     return make(f"{', '.join(texts)} -> {out}")
 
 
@@ -286,9 +273,6 @@ ALONG_OPS: dict[tuple[str, str], OpSpec] = {
     ("", "TensorScatter"): OpSpec(tensor_scatter, linear=((0, 1),), states=((0, 0),)),
     ("", "DFT"): OpSpec(dft, linear=((0,),)),
     ("", "STFT"): OpSpec(stft, linear=((0,),)),
-    ("", "RNN"): OpSpec(partial(recurrent, states=1)),
-    ("", "GRU"): OpSpec(partial(recurrent, states=1)),
-    ("", "LSTM"): OpSpec(partial(recurrent, states=2)),
     ("", "Dropout"): OpSpec(dropout),
     ("", "CastLike"): OpSpec(like_first),
     ("", "BitCast"): OpSpec(like_first),

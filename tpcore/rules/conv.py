@@ -28,20 +28,10 @@ def _row(letter: str, count: int, sign: str = "!") -> str:
 
 def conv(c: Context) -> Rule:
     """`b c+ x!, o c k! -> b o y!`; with groups `b (g c) x!, (g o) c! k! -> b (g o) y!`."""
-    return _conv(c, "+")
-
-
-def conv_with_activation(c: Context) -> Rule | None:
-    """`b c! x!, o c k! -> b o y!`: an activation follows, so the result is never partial."""
-    skip = c.operand(3) is not None
-    return None if skip else _conv(c, "!")
-
-
-def _conv(c: Context, sign: str) -> Rule:
     weight = c.dims(1)
     window = len(weight) - 2
     groups = c.attribute("group", 1)
-    channels, out, kernel = (f"c{sign}", "o", "c") if groups == 1 else ("(g c!)", "(g o)", "c!")
+    channels, out, kernel = ("c+", "o", "c") if groups == 1 else ("(g c!)", "(g o)", "c!")
     bias = f", {out}" if c.operand(2) is not None else ""
     sizes = {} if groups == 1 else {"g": groups, "c": weight[1], "o": weight[0] // groups}
     x, k, y = (_row(letter, window) for letter in "xky")
@@ -258,7 +248,6 @@ CONV_OPS: dict[tuple[str, str], OpSpec] = {
         conv_transpose, linear=((0,), (1,)), addends=(2,), attributes={"group": "g"}
     ),
     ("", "DeformConv"): OpSpec(deform_conv, linear=((0,), (1,), (4,)), addends=(3,)),
-    ("com.microsoft", "FusedConv"): OpSpec(conv_with_activation, attributes={"group": "g"}),
     ("", "MaxPool"): OpSpec(pool),
     ("", "AveragePool"): OpSpec(pool, linear=((0,),)),
     ("", "LpPool"): OpSpec(pool),

@@ -62,7 +62,7 @@ def _score_bias(c: Context, index: int, query: str) -> str:
     value = c.operand(index)
     if value is None:
         return "-"
-    return broadcast_text(["b", "h", query, "keys!"], c.shapes.of(value))
+    return broadcast_text(["b", "h", query, "keys!"], c.shapes.dims[value])
 
 
 def _padding_mask(c: Context, index: int, query: str) -> str | None:
@@ -121,14 +121,6 @@ def local_hidden_sizes(x: LocalNode) -> None:
 
 
 # --- normalisation --------------------------------------------------------------------------------
-
-
-def embed_layer_norm(c: Context) -> Rule:
-    """`b s!, b s, v! h!, p! h, g! h, h, h, b s, b s -> b s h, b, b s h`: features stay whole."""
-    operands = ["b s!", "b s", "v! h!", "p! h", "g! h", "h", "h", "b s"]
-    operands += [ones_as_1(["b", "s"], c.dims(8)) if c.operand(8) is not None else "-"]
-    results = ["b s h", "b", "b s h"][: len(c.node.outputs)]
-    return make(f"{_absent_as_dash(c, operands)} -> {', '.join(results)}")
 
 
 def group_norm(c: Context) -> Rule | None:
@@ -224,7 +216,6 @@ MICROSOFT_OPS: dict[tuple[str, str], OpSpec] = {
             states=((4, 1),),
             localize=local_hidden_sizes,
         ),
-        "EmbedLayerNormalization": OpSpec(embed_layer_norm),
         "GroupNorm": OpSpec(group_norm, attributes={"groups": "g"}),
         "SkipGroupNorm": OpSpec(group_norm, attributes={"groups": "g"}),
         "GatedRMSNorm": OpSpec(gated_rms_norm),

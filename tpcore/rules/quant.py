@@ -11,6 +11,7 @@ import onnx_ir as ir
 from graph.dims import Dim, Dims
 from graph.shape_rules import broadcast
 from graph.shapes import Context
+from graph.zero_points import is_counted
 from tpcore.localizers import LocalNode, masked_lookup
 from tpcore.rule import Rule
 from tpcore.rules.qlinear import QLINEAR_OPS, parameter
@@ -25,14 +26,14 @@ MICROSOFT = "com.microsoft"
 def matmul_n_bits(c: Context) -> Rule | None:
     """`m (z+ p! blob! c!), n (z p) blob, n (z p), n z, -, n -> m n`.
 
-    K is z·p blocks of blob bytes of c codes each: p blocks share a byte of zero points. Where the
-    blocks do not fill K, or their zero points the bytes, only the columns are split.
+    K is z·p blocks of blob bytes of c codes each. p is 1 but where zero points are computed: then p
+    blocks share a byte of them. Where the last block is not full only the columns are split.
     """
     bits, block, rows = c.attribute("bits", 4), c.attribute("block_size"), c.attribute("K")
     if c.operand(4) is not None or c.attribute("weight_prepacked", 0) or 8 % bits:
         return None  # rows in an order of their own, or in one kind of device's
     blocks, zero = -(-rows // block), c.operand(3)
-    shared = 8 // bits if zero is not None and zero.dtype == ir.DataType.UINT8 else 1
+    shared = 8 // bits if _shares_bytes(zero) else 1
     sizes: dict[str, Dim] = {"n": c.attribute("N")}
     if rows % block or blocks % shared:
         k, held, blob, zeros = "k!", "1", "1", "1"  # what no factor covers stays whole
@@ -49,6 +50,11 @@ def matmul_n_bits(c: Context) -> Rule | None:
     ]
     result = " ".join([*names(len(c.dims(0)) - 1, "m"), "n"])
     return make(", ".join(operands[: len(c.node.inputs)]) + " -> " + result, sizes)
+
+
+def _shares_bytes(zero: ir.Value | None) -> bool:
+    """Whether zero points are bytes to the rule, each of several blocks."""
+    return zero is not None and zero.dtype == ir.DataType.UINT8 and not is_counted(zero)
 
 
 def _per_row(c: Context, index: int, text: str) -> str:
@@ -70,7 +76,7 @@ def gather_block_quantized(c: Context) -> Rule | None:
         return None
     size, count = data[blocked], scales[blocked]
     zero = c.operand(3)
-    alike = zero is None or not packs or bits == 8  # else two zero points share a byte
+    alike = bits == 8 or not packs or not _shares_bytes(zero)
     exact = isinstance(size, int) and isinstance(count, int) and size * codes == count * block
     table, rows = mark(names(rank), [axis], "+"), names(rank)
     sizes: dict[str, Dim] = {}

@@ -23,13 +23,15 @@ def transpose(c: Context) -> Rule:
     """`d0 d1 d2 -> d2 d0 d1`."""
     labels = names(len(c.dims(0)))
     perm = c.attribute("perm", range(len(labels))[::-1])
+    if sorted(perm) != list(range(len(labels))):
+        raise KeyError("perm")
     return make(f"{' '.join(labels)} -> {' '.join(labels[i] for i in perm)}")
 
 
 def unsqueeze(c: Context) -> Rule:
     """`d0 d1 -> d0 1 d1`."""
     labels = names(len(c.dims(0)))
-    rank = len(c.shapes.of(c.node.outputs[0]))
+    rank = len(c.shapes.dims[c.node.outputs[0]])
     axes = axes_of(c, 1, rank) or []
     rest = iter(labels)
     out = ["1" if i in axes else next(rest) for i in range(rank)]
@@ -50,7 +52,7 @@ def squeeze(c: Context) -> Rule:
 def expand(c: Context) -> Rule:
     """`d0 1 d2, * -> d0 d1 d2`; the shape operand must be understood to be scaled per rank."""
     c.contents(1)
-    out = c.shapes.of(c.node.outputs[0])
+    out = c.shapes.dims[c.node.outputs[0]]
     labels = names(len(out))
     return make(f"{broadcast_text(labels, c.dims(0))}, * -> {ones_as_1(labels, out)}")
 
@@ -58,7 +60,7 @@ def expand(c: Context) -> Rule:
 def reshape(c: Context) -> Rule:
     """`b s (h d), * -> b s h d`: dims are matched by size, major first, then from the end."""
     c.contents(1)
-    have, want = c.dims(0), c.shapes.of(c.node.outputs[0])
+    have, want = c.dims(0), c.shapes.dims[c.node.outputs[0]]
     sizes: dict[str, Dim] = {}
     left, right = factorise(have, want, sizes)
     return make(f"{compound(left)}, * -> {compound(right)}", sizes)
@@ -110,7 +112,10 @@ def compound(dims: list[list[str]]) -> str:
 
 
 def slice_(c: Context) -> Rule:
-    """`d0 (x|y|z) -> d0 y`: a slice of a static dim keeps one segment of it."""
+    """`d0 (x|y|z) -> d0 y`: a slice of a static dim keeps one segment of it.
+
+    `d0 (y s!) -> d0 y` where it steps through the whole dim, as from gate, up, gate, up, …
+    """
     dims = c.dims(0)
     operand, result = names(len(dims)), names(len(dims))
     sizes: dict[str, Dim] = {}
@@ -122,15 +127,18 @@ def slice_(c: Context) -> Rule:
         if (
             not (isinstance(start, int) and isinstance(stop, int) and isinstance(size, int))
             or not constant  # the bounds of all dims are one tensor, which could not be rewritten
-            or step != 1
             or stop <= start
+            or (step != 1 and len(range(start, stop, step)) * step != size)
         ):
             operand[dim], result[dim] = f"d{dim}!", f"out{dim}!"
             continue
         extents = {f"x{dim}": start, f"y{dim}": stop - start, f"z{dim}": size - stop}
         kept = {name: extent for name, extent in extents.items() if extent}
+        text = "(" + "|".join(kept) + ")"
+        if step != 1:
+            kept, text = {f"y{dim}": size // step, f"s{dim}": step}, f"(y{dim} s{dim}!)"
         sizes |= kept
-        operand[dim], result[dim] = "(" + "|".join(kept) + ")", f"y{dim}"
+        operand[dim], result[dim] = text, f"y{dim}"
     return make(f"{' '.join(operand)}{_others(c)} -> {' '.join(result)}", sizes)
 
 
@@ -157,7 +165,7 @@ def split(c: Context) -> Rule:
     """`d0 (x|y|z) -> d0 x, d0 y, d0 z`."""
     dims = c.dims(0)
     axis = c.attribute("axis", 0) % len(dims)
-    extents = [c.shapes.of(out)[axis] for out in c.node.outputs]
+    extents = [c.shapes.dims[out][axis] for out in c.node.outputs]
     labels = names(len(extents), "x")
     static = all(isinstance(extent, int) for extent in extents)
     operand, results = names(len(dims)), []

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from graph.dims import Dim, Dims
 from graph.shapes import Context
-from tpcore.rule import Rule, parse
+from tpcore.rule import Rule, RuleSyntaxError, parse
 
 if TYPE_CHECKING:
     from tpcore.localizers import Localizer
@@ -33,16 +33,20 @@ class OpSpec:
     """Attribute -> product of factors whose local size it must hold: {"num_heads": "h g"}."""
     localize: Localizer | None = None
     """Rewrites a node whose operands or results became local."""
+    looks_at_results: bool = True
+    """Whether `localize` depends on how results are held, not on operands alone."""
     reads_shape_only: bool = False
     """The result depends on the operand's shape alone, so any placement of the operand will do."""
     states: tuple[tuple[int, int], ...] = ()
     """(operand, result) pairs that carry a state from one run to the next, as a KV cache does."""
 
     def rule_of(self, context: Context) -> Rule | None:
-        """The rule of a node, None where its shapes are not known well enough."""
+        """The rule of a node, None where its shapes are not known well enough or not the op's."""
         try:
             return self.rule(context)
-        except (KeyError, IndexError):
+        except RuleSyntaxError:
+            raise
+        except (KeyError, IndexError, ValueError, TypeError):
             return None
 
 

@@ -74,5 +74,7 @@ WHOLE_OPS: dict[tuple[str, str], str] = {
 REWRITTEN_OPS: dict[tuple[str, str], str] = {
     ("", "Gemm"): "it becomes MatMul and Add when a model is read",
     ("", "Constant"): "it becomes a weight when a model is read",
+    ("com.microsoft", "EmbedLayerNormalization"): "it becomes Gathers and LayerNormalization",
+    ("com.microsoft", "FusedConv"): "it becomes Conv and its activation when a model is read",
 }
 """(domain, op) -> what a model is read with instead."""

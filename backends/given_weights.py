@@ -1,0 +1,87 @@
+"""Weights that are handed to an executor beside the model: in the model they are only named."""
+
+from __future__ import annotations
+
+import mmap
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+
+INLINE_BYTES = 1024
+"""Weights up to this size travel inside the model."""
+
+GIVEN = "given-at-load"
+"""Location of a weight that is handed over beside the model."""
+
+
+def large_weights(segment: ir.Model) -> list[ir.Value]:
+    """Initializers that are handed over beside the model."""
+    return [
+        value
+        for value in segment.graph.initializers.values()
+        if (tensor := value.const_value) is not None
+        and tensor.dtype != ir.DataType.STRING
+        and tensor.dtype.bitwidth in (8, 16, 32, 64)
+        and tensor.nbytes > INLINE_BYTES
+    ]
+
+
+@contextmanager
+def named_only(weights: list[ir.Value]) -> Iterator[None]:
+    """While inside, the model has of these weights only name, type and shape."""
+    tensors = [value.const_value for value in weights]
+    for value, tensor in zip(weights, tensors):
+        if tensor is not None and value.name:
+            value.const_value = ir.ExternalTensor(
+                GIVEN,
+                0,
+                tensor.nbytes,
+                tensor.dtype,
+                shape=_shape(tensor),
+                name=value.name,
+            )
+    try:
+        yield
+    finally:
+        for value, tensor in zip(weights, tensors):
+            value.const_value = tensor
+
+
+@contextmanager
+def inlined(segment: ir.Model) -> Iterator[None]:
+    """While inside, small weights that lie in a file are part of the model."""
+    small = [
+        (value, tensor)
+        for value in segment.graph.initializers.values()
+        if isinstance(tensor := value.const_value, ir.ExternalTensor) and value.name
+        if str(tensor.location) != GIVEN
+    ]
+    for value, tensor in small:
+        value.const_value = ir.Tensor(np.array(tensor.numpy()), dtype=tensor.dtype, name=value.name)
+    try:
+        yield
+    finally:
+        for value, tensor in small:
+            value.const_value = tensor
+
+
+def _shape(tensor: ir.TensorProtocol) -> ir.Shape:
+    return ir.Shape(tensor.shape.numpy())
+
+
+def mapping_of(array: np.ndarray) -> mmap.mmap | None:
+    """The memory map that `array` lies in, if any."""
+    base: Any = array
+    while base is not None and not isinstance(base, mmap.mmap):
+        base = base.obj if isinstance(base, memoryview) else getattr(base, "base", None)
+    return base
+
+
+def release_pages(array: np.ndarray) -> None:
+    """Forget the pages that loading touched; those that a kernel reads come back by themselves."""
+    mapping = mapping_of(array)
+    if mapping is not None and hasattr(mapping, "madvise"):
+        mapping.madvise(mmap.MADV_DONTNEED)

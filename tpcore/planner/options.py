@@ -1,0 +1,113 @@
+"""Ways to hold every value and to run every node: what a plan chooses from."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import onnx_ir as ir
+
+from graph.errors import PlanError
+from tpcore.ops import OPS
+from tpcore.sharding import REPLICATE, Placement, Sharding
+from tpcore.strategies import Strategy, StrategySpace
+
+
+@dataclass
+class Choices:
+    """Options of every node and value, and what was chosen."""
+
+    strategies: dict[ir.Node, list[Strategy]] = field(default_factory=dict)
+    hubs: dict[ir.Value, list[Placement]] = field(default_factory=dict)
+    strategy: dict[ir.Node, Strategy] = field(default_factory=dict)
+    hub: dict[ir.Value, Placement] = field(default_factory=dict)
+    seconds: float = float("nan")
+    """Predicted time of one run."""
+    exchange_seconds: float = float("nan")
+    """The part of it that goes into changing how values are held: collectives and local cuts."""
+
+
+def find_states(graph: ir.Graph) -> dict[ir.Value, ir.Value]:
+    """Graph input -> graph output pairs that carry a state from one run to the next."""
+    states: dict[ir.Value, ir.Value] = {}
+    for node in graph:
+        spec = OPS.get((node.domain, node.op_type))
+        for operand, result in spec.states if spec else ():
+            if operand < len(node.inputs) and result < len(node.outputs):
+                past, present = node.inputs[operand], node.outputs[result]
+                if past is not None and past.is_graph_input() and present.is_graph_output():
+                    states[past] = present
+    return states
+
+
+def captured(graph: ir.Graph) -> set[ir.Value]:
+    """Values that the body of an If, Loop or Scan reads: held whole, as bodies are not split."""
+    values = [*graph.inputs, *graph.initializers.values(), *(v for n in graph for v in n.outputs)]
+    return {value for value in values if is_captured(graph, value)}
+
+
+def is_captured(graph: ir.Graph, value: ir.Value) -> bool:
+    """Whether the body of a node of `graph` reads `value`."""
+    return any(user.graph is not graph for user, _ in value.uses())
+
+
+def options_of(space: StrategySpace, states: Mapping[ir.Value, ir.Value]) -> Choices:
+    """All strategies of every node and all placements of every value; nothing is chosen yet."""
+    choices = Choices()
+    hubs: dict[ir.Value, dict[Placement, None]] = {}
+    fixed = set(space.graph.inputs) - states.keys()
+    fixed |= set(space.graph.outputs) - set(states.values())
+    fixed |= captured(space.graph)
+    for value in [*space.graph.inputs, *space.graph.initializers.values()]:
+        hubs[value] = {REPLICATE: None}
+    for node in space.graph:
+        choices.strategies[node] = space.strategies(node)
+        for value in node.outputs:
+            hubs[value] = {REPLICATE: None}
+        for strategy in choices.strategies[node]:
+            places = [*zip(node.inputs, strategy.operands), *zip(node.outputs, strategy.results)]
+            for operand, place in places:
+                if operand is not None and operand not in fixed:
+                    hubs[operand][place] = None
+    choices.hubs = {value: list(places) for value, places in hubs.items()}
+    return choices
+
+
+def pin(space: StrategySpace, choices: Choices, pins: Mapping[str, str]) -> None:
+    """Leave of the placements of named values those prescribed.
+
+    Raises:
+        PlanError: a name is no value's, or a text names none of its placements.
+    """
+    named = {value.name: value for value in choices.hubs}
+    for name, text in pins.items():
+        if name not in named:
+            raise PlanError(
+                f"the plan pins value '{name}', which graph '{space.graph.name}' lacks. "
+                "Plan this model again."
+            )
+        _pin(space, choices, named[name], text)
+
+
+def _pin(space: StrategySpace, choices: Choices, value: ir.Value, text: str) -> None:
+    """Leave of the value's placements those that `text` names, or whose dims it does: `S(1)`."""
+    options = {p: placement_text(space.sharding(value, p)) for p in choices.hubs[value]}
+    chosen = [p for p, full in options.items() if text in (full, full.split(" ")[0])]
+    if not chosen:
+        raise PlanError(
+            f"the plan pins value '{value.name}' to {text}, which is none of its placements. "
+            f"Choose one of: {'; '.join(options.values())}."
+        )
+    choices.hubs[value] = chosen
+
+
+def placement_text(sharding: Sharding) -> str:
+    """A sharding in words a plan file can hold: `R`, `P(sum)`, `S(1) 0:4 4:8`."""
+    if not sharding.splits:
+        return "P(sum)" if sharding.is_partial else "R"
+    dims = ",".join(str(dim) for dim in sharding.dims)
+    parts = [
+        str(s.layout) if s.layout else " ".join(f"{p}/{s.whole}" for p in s.parts)
+        for s in sharding.splits
+    ]
+    return f"S({dims}) " + " | ".join(parts)

@@ -1,0 +1,282 @@
+"""Make plans: problem, price of memory, solution, and what to say where nothing fits."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import onnx_ir as ir
+
+from graph.dims import Expr
+from graph.errors import PlanError
+from graph.mesh import Mesh
+from graph.shapes import Shapes
+from graph.weights import is_index
+from tpcore.factors import solve_factors
+from tpcore.plan import AUTO, Plan, read_pins
+from tpcore.planner.asked import NOTHING_ASKED, Asked, ask
+from tpcore.planner.cost import SHARED_MEMORY_CPU, CostModel, default_price
+from tpcore.planner.memory import Fitted, MemoryUse, fit
+from tpcore.planner.options import Choices, find_states, options_of, pin, placement_text
+from tpcore.planner.problem import Problem, Workload
+from tpcore.planner.steer import COLWISE, REPLICATE, ROWWISE, all_weights, resolve
+from tpcore.planner.topology import Topology
+from tpcore.reshard import ReshardKind
+from tpcore.strategies import StrategySpace
+from tpcore.units import human_bytes
+from tpcore.workload import Work
+
+MEGATRON = "megatron"
+PRESETS = (AUTO, MEGATRON, COLWISE, ROWWISE, REPLICATE)
+"""The cheapest plan; the one that exchanges by AllReduce; and, of all weights, one way to hold."""
+AVOIDED_SECONDS = 1.0
+"""What a collective costs that should not be used."""
+MOST_RANKS = 4096
+"""Where the search for a number of ranks that fits ends."""
+
+
+@dataclass(frozen=True)
+class Request:
+    """What is asked of a plan."""
+
+    ranks: int
+    preset: str = AUTO
+    """One of PRESETS, or the path of a plan file or of a file of pins."""
+    topology: Topology = SHARED_MEMORY_CPU
+    memory: int | None = None
+    """Bytes that a rank may hold."""
+    pins: Mapping[str, str] = field(default_factory=dict)
+    """Pattern of names -> word or placement, see `tpcore.planner.steer`."""
+    asked: Asked = NOTHING_ASKED
+    """What the model's annotations ask of single nodes and values."""
+
+
+def make_plan(
+    model: ir.Model,
+    shapes: Shapes,
+    ranks: int,
+    *,
+    preset: str = AUTO,
+    sizes: Mapping[str, int] | None = None,
+) -> Plan:
+    """Plan the split of a canonical model over `ranks` ranks for one workload; see `make_plans`."""
+    return make_plans(model, shapes, [Work(sizes=dict(sizes or {}))], Request(ranks, preset))[0]
+
+
+def make_plans(
+    model: ir.Model, shapes: Shapes, works: Sequence[Work], request: Request
+) -> list[Plan]:
+    """Plan a canonical model for several workloads at once: they hold weights and states alike.
+
+    Every plan has a model of its own, with the same weights.
+
+    Raises:
+        PlanError: there are more ranks than any dim allows, the plan file does not fit, or nothing
+            fits into the memory allowed.
+    """
+    for work in works:
+        _check_sizes(shapes, work.sizes)
+    copies = [_copy(model, shapes) for _ in works[1:]]
+    price = price_of(model, works, request)
+    if request.preset == MEGATRON:
+        request = replace(request, preset=AUTO, pins=_by_all_reduce(model, shapes, works, request))
+    problem = problem_of(model, shapes, works, request)
+    fitted = fit(problem, price, request.memory)
+    if request.memory is not None and fitted.memory.total > request.memory:
+        raise PlanError(_too_little(model, shapes, works, request, fitted.memory))
+    plans = [_plan(model, shapes, problem, fitted, works[0])]
+    for choices, (own, own_shapes), work in zip(fitted.choices[1:], copies, works[1:], strict=True):
+        held = replace(request, preset=AUTO, pins=_texts(problem, choices))
+        again = problem_of(own, own_shapes, [work], held)
+        plans.append(_plan(own, own_shapes, again, Fitted(again.solve(0.0), fitted.memory), work))
+    return plans
+
+
+def price_of(model: ir.Model, works: Sequence[Work], request: Request) -> float:
+    """Seconds that holding a byte costs, for all runs together."""
+    return default_price(model.graph, request.topology) * sum(work.runs for work in works)
+
+
+def _by_all_reduce(
+    model: ir.Model, shapes: Shapes, works: Sequence[Work], request: Request
+) -> dict[str, str]:
+    """Placements of the plan that exchanges by AllReduce wherever it can, as Megatron-LM does."""
+    links = tuple(
+        replace(
+            link,
+            alpha_seconds={
+                kind: seconds if kind is ReshardKind.ALL_REDUCE else seconds + AVOIDED_SECONDS
+                for kind, seconds in link.alpha_seconds.items()
+            },
+            measured={},
+        )
+        for link in request.topology.links
+    )
+    topology = replace(request.topology, links=links)
+    problem = problem_of(model, shapes, works, replace(request, preset=AUTO, topology=topology))
+    price = price_of(model, works, request)
+    return {**_texts(problem, problem.solve(price)[0])}
+
+
+def _texts(problem: Problem, choices: Choices) -> dict[str, str]:
+    """Every value's placement."""
+    return {
+        value.name or "": placement_text(problem.space.sharding(value, hub))
+        for value, hub in choices.hub.items()
+    }
+
+
+def _plan(model: ir.Model, shapes: Shapes, problem: Problem, fitted: Fitted, work: Work) -> Plan:
+    choices = fitted.choices[0]
+    return Plan(
+        mesh=Mesh.of(tp=problem.space.ranks),
+        model=model,
+        shapes=shapes,
+        space=problem.space,
+        choices=choices,
+        pinned=problem.pinned,
+        names={value: value.name or "" for value in choices.hub},
+        memory=fitted.memory,
+        work=work,
+    )
+
+
+def problem_of(model: ir.Model, shapes: Shapes, works: Sequence[Work], request: Request) -> Problem:
+    """The planning problem of a canonical model.
+
+    Raises:
+        PlanError: there are more ranks than any dim allows, or what is prescribed does not fit.
+    """
+    nothing: list[ir.Value] | None = [] if request.preset == REPLICATE else None
+    space = StrategySpace(model.graph, solve_factors(model.graph, shapes), request.ranks, nothing)
+    _check_ranks(space, model, request.ranks)
+    states = find_states(model.graph)
+    options = options_of(space, states)
+    pins = {**_preset_pins(space, options, request), **resolve(space, options, request.pins)}
+    pin(space, options, pins)
+    ask(space, options, request.asked)
+    workloads = [
+        Workload(
+            CostModel(request.topology, shapes, request.ranks, {**shapes.equal, **work.sizes}),
+            work.runs,
+        )
+        for work in works
+    ]
+    return Problem.of(space, workloads, options, states, pins)
+
+
+def _preset_pins(space: StrategySpace, options: Choices, request: Request) -> dict[str, str]:
+    if request.preset == AUTO:
+        return {}
+    if request.preset in (COLWISE, ROWWISE, REPLICATE):
+        return all_weights(space, options, request.preset)
+    values, patterns = read_pins(Path(request.preset), request.ranks)
+    return {**values, **resolve(space, options, patterns)}
+
+
+def _copy(model: ir.Model, shapes: Shapes) -> tuple[ir.Model, Shapes]:
+    """The same model once more, for a plan of its own; weights are shared."""
+    copy = model.clone()
+    pairs = list(zip(_values(model.graph), _values(copy.graph), strict=True))
+    dims = {new: shapes.dims[old] for old, new in pairs if old in shapes.dims}
+    contents = {new: shapes.contents[old] for old, new in pairs if old in shapes.contents}
+    return copy, replace(shapes, dims=dims, contents=contents)
+
+
+def _values(graph: ir.Graph) -> list[ir.Value]:
+    made = [value for node in graph for value in node.outputs]
+    return [*graph.inputs, *graph.initializers.values(), *made]
+
+
+# --- what cannot be -------------------------------------------------------------------------------
+
+
+def _too_little(
+    model: ir.Model,
+    shapes: Shapes,
+    works: Sequence[Work],
+    request: Request,
+    least: MemoryUse,
+) -> str:
+    """The sentence for a budget that no plan keeps to: by how much, and which number of ranks."""
+    budget = request.memory or 0
+    needed = (
+        f"weights {human_bytes(least.weights)}, cache {human_bytes(least.states)}, activations "
+        f"{human_bytes(least.activations)}"
+    )
+    enough = _enough_ranks(model, shapes, works, request)
+    advice = (
+        f"The smallest number of ranks that fits is {enough}."
+        if enough
+        else (
+            "No larger number of ranks fits either: allow more, or give smaller sizes with --shape."
+        )
+    )
+    return (
+        f"no plan over tp={request.ranks} fits into {human_bytes(budget)} per rank: the one that "
+        f"holds least takes {human_bytes(least.total)} ({needed}), "
+        f"{human_bytes(least.total - budget)} too much. {advice}"
+    )
+
+
+def _enough_ranks(
+    model: ir.Model, shapes: Shapes, works: Sequence[Work], request: Request
+) -> int | None:
+    """The smallest number of ranks whose leanest plan keeps to the budget, by bisection."""
+
+    def fits(ranks: int) -> bool:
+        try:
+            problem = problem_of(
+                model, shapes, works, replace(request, ranks=ranks, preset=AUTO, pins={})
+            )
+        except PlanError:
+            return False  # more ranks than any dim allows
+        return fit(problem, 1.0, None).memory.total <= (request.memory or 0)
+
+    low, high = request.ranks, 2 * request.ranks
+    while not fits(high):
+        low, high = high, 2 * high
+        if high > MOST_RANKS:
+            return None
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (low, middle) if fits(middle) else (middle, high)
+    return high
+
+
+def _check_sizes(shapes: Shapes, sizes: Mapping[str, int]) -> None:
+    known = {
+        name
+        for dims in shapes.dims.values()
+        for size in dims
+        if isinstance(size, Expr)
+        for name in size.symbols
+    }
+    for name in sizes:
+        if name not in known:
+            raise PlanError(
+                f"--shape names '{name}', which is no dim of the model. "
+                f"Symbolic dims of this model: {', '.join(sorted(known)) or 'none'}."
+            )
+
+
+def _check_ranks(space: StrategySpace, model: ir.Model, ranks: int) -> None:
+    if ranks == 1 or space.chains:
+        return
+    weights = [v for v in model.graph.initializers.values() if v.const_value is not None]
+    sizes = {
+        (int(size), v.name)
+        for v in weights
+        if len(v.const_value.shape) >= 2 and not is_index(v.const_value)  # type: ignore[union-attr, arg-type]
+        for size in v.const_value.shape.numpy()  # type: ignore[union-attr]
+    }
+    if not sizes:
+        return  # nothing to split: every rank computes the whole graph, and the report says so
+    largest, name = max(sizes)
+    if largest >= ranks:
+        return  # what stands in the way is something else: the report gives each weight's reason
+    raise PlanError(
+        f"cannot split over tp={ranks}: the largest dim of any weight is {largest} (of '{name}'), "
+        f"and {ranks} ranks would leave some of them without a part. Choose tp up to {largest}."
+    )
