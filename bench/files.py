@@ -29,7 +29,7 @@ import numpy as np
 import onnxruntime
 
 from graph.canonicalize import canonicalize
-from graph.errors import TpcoreError
+from graph.errors import ExecutionError, TpcoreError
 from graph.reader import read_model
 from tpcore.inputs import InputSpec, check_sizes, describe_inputs, make_inputs
 from tpcore.partition import Options
@@ -40,11 +40,13 @@ Row = dict[str, Any]
 Arrays = Mapping[str, np.ndarray]
 
 TIMEOUT_SECONDS = 120
-SIZES = (None, 1, 2, 4, 16, 32, 64, 224, 512)
+SIZES = (None, 32, 64, 224, 16, 4, 2, 1, 512)
 """What symbolic dims are tried as; None: as `tpcore verify` does."""
 MAX_ELEMENTS = 5_000_000
 """Of one input."""
-FAULTS = ("NO", "CRASH", "DOES NOT END", "DIED")
+PRELOADED = ["onnxruntime", "tpcore.shard", "tpcore.verify"]
+"""Imported once for all files."""
+FAULTS = ("NO", "CRASH", "FAILS", "DOES NOT END", "DIED")
 WHOLE_FAILS = "does not run unsplit"
 
 
@@ -57,6 +59,8 @@ def try_file(path: Path, ranks: Sequence[int]) -> Iterator[Row]:
             row["reason"] = reason
         try:
             yield row | _try_split(path, count, inputs)
+        except ExecutionError as error:
+            yield row | {"state": "FAILS", "reason": _one_line(error)}
         except TpcoreError as error:
             yield row | {"state": "refused", "reason": _one_line(error)}
         except Exception as error:  # whatever stops one file must not hide the others
@@ -197,7 +201,7 @@ def main() -> int:
     parser.add_argument("--timeout", type=float, default=TIMEOUT_SECONDS, help="seconds per file")
     parser.add_argument("--json", type=Path, help="file for the rows, one object a line")
     args = parser.parse_args()
-    multiprocessing.get_context("forkserver").set_forkserver_preload([__spec__.name])
+    multiprocessing.get_context("forkserver").set_forkserver_preload(PRELOADED)
     found: list[Row] = []
     one = partial(in_own_process, ranks=args.ranks, seconds=args.timeout)
     with ThreadPoolExecutor(args.jobs) as pool:

@@ -5,6 +5,7 @@ Weights are not read: external data becomes `ir.ExternalTensor` with a checked a
 
 from __future__ import annotations
 
+import logging
 import os
 import stat
 from pathlib import Path
@@ -141,7 +142,10 @@ def _refuse(path: Path, what: str, violations: list[str]) -> None:
 def _deserialize(proto: onnx.ModelProto, path: Path) -> ir.Model:
     drop_odd_types(proto.graph)
     import_domains(proto)
+    log = logging.getLogger(ir.serde.__name__)
+    level = log.level
     try:
+        log.setLevel(logging.ERROR)  # what it warns of, graph.annotations says as an error
         return ir.serde.deserialize_model(proto)
     except (ir.serde.SerdeError, ValueError, KeyError, TypeError) as error:
         reason = str(error.__cause__ or error).splitlines()[0]
@@ -149,6 +153,8 @@ def _deserialize(proto: onnx.ModelProto, path: Path) -> ir.Model:
             f"'{path}' holds something that is not valid ONNX: {reason}. "
             "Check it with onnx.checker and export it again."
         ) from error
+    finally:
+        log.setLevel(level)
 
 
 def _sort(model: ir.Model, path: Path) -> None:

@@ -14,6 +14,7 @@ from itertools import groupby
 from pathlib import Path
 
 import onnx
+import onnx_ir as ir
 
 from graph.annotation_checks import FIRST_IR_VERSION, Extent
 from graph.annotations import Finder, Place, Site, sites_of
@@ -21,6 +22,7 @@ from graph.canonicalize import canonicalize
 from graph.errors import PlanError
 from graph.external_data import tensors_of
 from graph.reader import read_model, read_proto
+from tpcore.annotations import whole_outputs
 from tpcore.plan import Plan
 from tpcore.planner.asked import count_parts
 from tpcore.sharding import Sharding
@@ -93,7 +95,7 @@ def _annotated_sites(path: Path, plan: Plan) -> Iterator[tuple[Site, int | None,
     model = read_model(path)
     sites = list(sites_of(model))
     canonical, _ = canonicalize(model)
-    finder, held = Finder(canonical.graph), _Held(plan)
+    finder, held = Finder(canonical.graph), _Held(plan, whole_outputs(canonical.graph))
     for site in sites:
         for place in finder.places(site)[:1]:
             sharding = held.at(place)
@@ -119,8 +121,9 @@ def _can_say(site: Site, axis: int, sharding: Sharding) -> bool:
 class _Held:
     """How a plan holds what is at a place of its model, whose names are those of any other copy."""
 
-    def __init__(self, plan: Plan) -> None:
+    def __init__(self, plan: Plan, whole: set[ir.Value]) -> None:
         self.plan = plan
+        self.whole = whole
         self.values = {name: value for value, name in plan.names.items()}
         self.strategies = {node.name: s for node, s in plan.choices.strategy.items()}
         # A plan that splits nothing may have been made without a way to.
@@ -139,7 +142,7 @@ class _Held:
             if read != hub and place.value.const_value is not None:
                 return None  # nodes must say the same of a weight: nothing where one cuts it
             hub = read
-        elif strategy is not None and place.value.is_graph_output() and hub.kind == "R":
+        elif strategy is not None and place.value in self.whole:
             made = strategy.results[place.index]  # that outputs are whole goes without saying
             if made.kind != "S":
                 return None

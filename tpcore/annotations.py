@@ -93,7 +93,7 @@ def follow(
     chosen = _choose(annotations, list(said), ranks, file)
     mine = [b for b in bound if b.spec.configuration == chosen.name]
     _refuse([text for b in mine for text in _beyond_us(b, chosen)], file)
-    pins = _Pins(set(graph.outputs) - set(find_states(graph).values()))
+    pins = _Pins(whole_outputs(graph))
     ignored: list[str] = []
     for b in mine:
         for place in b.places:
@@ -107,6 +107,11 @@ def follow(
     followed = {b.spec.site.name for b in mine if b.places}
     asked = Asked(pins.held, pins.run)
     return Annotated(chosen.name, asked, len(followed), tuple(dict.fromkeys(ignored)))
+
+
+def whole_outputs(graph: ir.Graph) -> set[ir.Value]:
+    """Outputs that leave the model whole: all but states, which a rank keeps as it holds them."""
+    return set(graph.outputs) - set(find_states(graph).values())
 
 
 def _choose(

@@ -70,6 +70,7 @@ class Plan:
             "mesh": dict(self.mesh.axes),
             "sizes": dict(self.sizes),
             "seconds": self.choices.seconds,
+            "proven_cheapest": self.choices.is_cheapest,
             "memory": self.memory.to_json(),
             "values": {name: placement_text(self.held(v)) for v, name in self.names.items()},
             "nodes": {node.name: s.name for node, s in self.choices.strategy.items()},

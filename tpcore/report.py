@@ -19,7 +19,7 @@ from graph.weights import ShardTensor, bytes_of, is_index
 from tpcore.annotations import NOT_ANNOTATED, Annotated, annotations_text
 from tpcore.insert_reshards import ShardedGraph
 from tpcore.units import human_bytes
-from tpcore.unsplit import NOTHING, why_whole
+from tpcore.unsplit import NOTHING, READ_BY_BODY, why_whole
 
 MAX_RANKS_SHOWN = 8
 WORTH_HELP = 0.01
@@ -47,6 +47,10 @@ def split_report(sharded: ShardedGraph, ranks: Sequence[ir.Model]) -> dict[str, 
             unsplit.append({"name": whole[0].name, "bytes": size, **asdict(why)})
         else:
             split_bytes += size
+    for value in _weights_of_bodies(sharded.model):
+        size = _tensor_bytes(value.const_value)
+        total += size
+        unsplit.append({"name": value.name, "bytes": size, **asdict(READ_BY_BODY)})
     unsplit = [entry | {"share": entry["bytes"] / max(total, 1)} for entry in unsplit]
     unsplit.sort(key=lambda entry: -entry["bytes"])
     return {
@@ -71,6 +75,13 @@ def _weights_by_source(graph: ir.Graph) -> list[list[ir.Value]]:
         if value.const_value is not None and _is_weight(value.const_value):
             found.setdefault(id(value.const_value), []).append(value)
     return list(found.values())
+
+
+def _weights_of_bodies(model: ir.Model) -> list[ir.Value]:
+    """Weights that an If, Loop or Scan has of its own."""
+    bodies = (graph for graph in model.graphs() if graph is not model.graph)
+    values = (value for body in bodies for value in body.initializers.values())
+    return [v for v in values if v.const_value is not None and _is_weight(v.const_value)]
 
 
 def _is_weight(tensor: ir.TensorProtocol) -> bool:
@@ -114,7 +125,8 @@ def weight_bytes(model: ir.Model) -> int:
         for value in model.graph.initializers.values()
         if isinstance(tensor := value.const_value, ShardTensor) and _is_weight(tensor.source)
     }
-    return sum(parts.values())
+    inside = (_tensor_bytes(value.const_value) for value in _weights_of_bodies(model))
+    return sum(parts.values()) + sum(inside)
 
 
 # --- for people -----------------------------------------------------------------------------------

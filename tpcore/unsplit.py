@@ -24,6 +24,12 @@ class Why:
     help: str
 
 
+READ_BY_BODY = Why(
+    "the body of an If, Loop or Scan reads it, and bodies are not split",
+    "export the model with the body unrolled, or what reads the weight outside of it",
+)
+
+
 def why_whole(plan: Plan, value: ir.Value) -> Why:
     """Why `value`, a weight, is held whole."""
     ranks = plan.mesh.size
@@ -36,10 +42,7 @@ def why_whole(plan: Plan, value: ir.Value) -> Why:
     if value.const_value is not None and value.const_value.size <= 1:
         return Why("it is a scalar", NOTHING)
     if is_captured(plan.model.graph, value):
-        return Why(
-            "the body of an If, Loop or Scan reads it, and bodies are not split",
-            "export the model with the body unrolled, or what reads the weight outside of it",
-        )
+        return READ_BY_BODY
     if _is_annotated_whole(plan, value):
         return Why(
             "a device annotation of the model keeps it whole",

@@ -12,7 +12,7 @@ from tests.graph.small import small_model
 from tests.tpcore.exact_solvers import by_integer_program, by_trying_all, count_tries
 from tests.tpcore.test_random_graphs import random_graph
 from tpcore.planner.cost import SHARED_MEMORY_CPU, default_price
-from tpcore.planner.elimination import CostGraph, minimise
+from tpcore.planner.elimination import CostGraph, eliminate
 from tpcore.planner.plans import Request, problem_of
 from tpcore.planner.problem import Variable
 from tpcore.workload import Work
@@ -48,7 +48,7 @@ def test_small_graphs_against_all_assignments() -> None:
     for _, graph in zip(range(SMALL), small_graphs(), strict=False):
         tries += count_tries(graph)
         best = by_trying_all(graph)
-        assert graph.cost(minimise(graph)) == pytest.approx(best, rel=1e-12)
+        assert graph.cost(eliminate(graph)) == pytest.approx(best, rel=1e-12)
     print(f"{SMALL} graphs of up to 9 ops equal the best of {tries} assignments")
     assert tries > 10 * SMALL
 
@@ -58,14 +58,14 @@ def test_middle_graphs_against_an_integer_program() -> None:
     for seed in range(MIDDLE):
         graph = cost_graph(1000 + seed, MIDDLE_OPS, 2 + seed % 3)
         variables += len(graph.sizes)
-        assert graph.cost(minimise(graph)) == pytest.approx(by_integer_program(graph), rel=CLOSE)
+        assert graph.cost(eliminate(graph)) == pytest.approx(by_integer_program(graph), rel=CLOSE)
     print(f"{MIDDLE} graphs, {variables} variables in all, equal HiGHS's optimum")
 
 
 def test_a_worse_plan_is_seen() -> None:
     """The negative control: any other assignment than the best costs more or as much."""
     graph = next(small_graphs())
-    chosen = minimise(graph)
+    chosen = eliminate(graph)
     worst = max(
         graph.cost({**chosen, v: i}) for v, size in graph.sizes.items() for i in range(size)
     )

@@ -8,10 +8,10 @@ from typing import Any
 
 import numpy as np
 import onnx
-import onnx_ir as ir
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
+from graph.errors import GraphError
 from graph.names import fix_names
 from graph.reader import read_model
 from tests.graph.small import small_model, weight
@@ -217,6 +217,24 @@ def test_inputs_and_outputs_of_bodies_keep_their_names() -> None:
     assert len({node.name for node in model.graph}) == len(model.graph)
 
 
+def test_weights_of_a_body_are_counted(tmp_path: Path) -> None:
+    body = helper.make_graph(
+        [helper.make_node("MatMul", ["x", "w"], ["r"])],
+        "body",
+        [],
+        [tensor("r", 3, 8)],
+        [numpy_helper.from_array(weight(8, 8), "w")],
+    )
+    flag = np.array(True)
+    node = helper.make_node("If", ["c"], ["y"], then_branch=body, else_branch=body)
+    onnx.save(model_of([node], [tensor("y", 3, 8)], c=flag), tmp_path / "model.onnx")
+    report = split_model(tmp_path / "model.onnx", Options(2)).report
+    assert report["weight_bytes_total"] >= 2 * 256 and report["split_fraction"] == 0
+    assert report["weight_bytes_per_rank"] == [report["weight_bytes_total"]] * 2
+    assert [entry["bytes"] for entry in report["unsplit"]][:2] == [256, 256]
+    assert "bodies are not split" in report["unsplit"][0]["reason"]
+
+
 def test_small_values_do_not_make_all_others_outliers() -> None:
     want = np.geomspace(1e-8, 1, 200, dtype=np.float32)
     assert compare("y", want + np.float32(1e-6), want).equal
@@ -241,8 +259,6 @@ def test_other_values_than_numbers_are_compared(got: Any, want: Any, equal: bool
 
 
 def test_broken_sparse_weights_are_refused(tmp_path: Path) -> None:
-    from graph.errors import GraphError
-
     for edit, word in ((lambda s: s.dims.append(9), "cannot be read"), (_outside, "cannot be")):
         proto = sparse_weight()
         edit(proto.graph.sparse_initializer[0])

@@ -29,7 +29,11 @@ class Contradiction(PlanError):
     """What is prescribed for one part cannot be had together with what is for another."""
 
 
-MAX_TABLE = 50_000_000
+class TooWide(Exception):
+    """A table would not fit in memory."""
+
+
+MAX_TABLE = 10_000_000
 """Entries of the largest table worked on."""
 
 
@@ -68,12 +72,12 @@ class _Bucket(Generic[V]):
     table: Table
 
 
-def minimise(graph: CostGraph[V]) -> dict[V, int]:
+def eliminate(graph: CostGraph[V]) -> dict[V, int]:
     """The assignment of least total cost; of equal ones the same one every time.
 
     Raises:
         Contradiction: no assignment has a finite cost.
-        PlanError: a table would not fit in memory.
+        TooWide: a table would have more than MAX_TABLE entries.
     """
     tables: dict[int, _Bucket[V]] = {}
     touching: dict[V, set[int]] = {variable: set() for variable in graph.sizes}
@@ -119,10 +123,7 @@ def _eliminate(
     axes = (*others, variable)
     shape = [graph.sizes[v] for v in axes]
     if int(np.prod(shape, dtype=np.int64)) > MAX_TABLE:
-        raise PlanError(
-            f"the plan's cost table over {len(axes)} values has more than {MAX_TABLE} entries. "
-            "Pin some values with a plan file to make the problem smaller."
-        )
+        raise TooWide
     merged = np.zeros(shape)
     for bucket in buckets:
         merged += _align(bucket, axes)

@@ -23,6 +23,8 @@ class Choices:
     hub: dict[ir.Value, Placement] = field(default_factory=dict)
     seconds: float = float("nan")
     """Predicted time of one run."""
+    is_cheapest: bool = True
+    """Whether it is proven that no plan costs less, memory at its price."""
     exchange_seconds: float = float("nan")
     """The part of it that goes into changing how values are held: collectives and local cuts."""
 

@@ -16,8 +16,9 @@ import numpy as np
 import onnx_ir as ir
 
 from tpcore.planner.cost import CostModel
-from tpcore.planner.elimination import CostGraph, Table, minimise
+from tpcore.planner.elimination import CostGraph, Table
 from tpcore.planner.options import Choices
+from tpcore.planner.windows import minimise
 from tpcore.sharding import Placement
 from tpcore.strategies import StrategySpace
 
@@ -74,8 +75,11 @@ class Problem:
             PlanError: the pins contradict each other.
         """
         priced = {v: self.graph.unary[v] + price * held for v, held in self.held.items()}
-        chosen = minimise(replace(self.graph, unary={**self.graph.unary, **priced}))
-        return [self._choices(number, chosen) for number in range(len(self.workloads))]
+        chosen, proven = minimise(replace(self.graph, unary={**self.graph.unary, **priced}))
+        found = [self._choices(number, chosen) for number in range(len(self.workloads))]
+        for choices in found:
+            choices.is_cheapest = proven
+        return found
 
     def held_bytes(self, value: ir.Value, place: Placement) -> float:
         """Bytes that the fullest rank holds of a weight or state; none of an activation."""
