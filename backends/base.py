@@ -7,28 +7,43 @@ runs it. It knows nothing of sharding rules or plans.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any, Protocol
 
 import numpy as np
 import onnx_ir as ir
 
 from graph.dialect import Collective
+from graph.errors import PlanError
 
 Tensor = Any
 """A tensor in an executor's own form (an OrtValue, a torch tensor); `Executor` converts."""
 
 
 class Communicator(Protocol):
-    """Exchanges between the ranks of one mesh axis. A communicator of size one is the identity."""
+    """Exchanges between the ranks of one mesh axis. A communicator of size one is the identity.
+
+    Every communicator takes numpy arrays. One that works where an executor's tensors lie takes
+    those as well, so that nothing is copied to the host; `takes` says which.
+    """
 
     rank: int
     """This process, 0 <= rank < size."""
     size: int
     """Number of ranks."""
+    asynchronous: bool
+    """Whether `run` may return before the exchange is done; whoever reads the result waits."""
 
-    def run(self, op: Collective, operand: np.ndarray) -> np.ndarray:
-        """Run one collective; may use `operand` as its buffer, which is lost afterwards."""
+    def takes(self, tensor: Tensor) -> bool:
+        """Whether `run` takes this tensor of an executor as it is."""
+        ...
+
+    def run(self, op: Collective, operand: Tensor, *, keep: bool = False) -> Tensor:
+        """Run one collective on a numpy array or a tensor it takes; the result is of that kind.
+
+        `operand` may serve as the buffer, and is lost afterwards, unless `keep` says that somebody
+        still reads it.
+        """
         ...
 
     def exchange(self, message: bytes) -> list[bytes]:
@@ -58,7 +73,22 @@ class Executor(Protocol):
         ...
 
     def to_array(self, tensor: Tensor) -> np.ndarray:
-        """View (or copy) an executor's tensor as numpy."""
+        """View an executor's tensor as numpy, or copy it where numpy cannot reach its memory.
+
+        A copy is read-only: what somebody wrote into it would be lost.
+        """
+        ...
+
+
+class RankLauncher(Protocol):
+    """What starts a program on n ranks of this machine."""
+
+    def command(self, argv: Sequence[str], ranks: int) -> list[str]:
+        """The command that starts `argv` on `ranks` ranks."""
+        ...
+
+    def environment(self) -> dict[str, str]:
+        """Variables that the command needs."""
         ...
 
 
@@ -74,6 +104,30 @@ class Availability:
 
 
 @dataclass(frozen=True)
+class BackendOptions:
+    """What a run asks of its backend; None and False leave it as it is."""
+
+    dtype: str | None = None
+    """Compute in 'fp32', 'fp16' or 'bf16' instead of what the model says."""
+    compile: bool = False
+    """Whether the executor may spend time on compiling before the first run."""
+    collectives: str | None = None
+    """Exchange with 'gloo' or 'mpi', through the host's memory, whatever the device."""
+
+    def check_only(self, backend: str, *allowed: str) -> None:
+        """Refuse what `backend` has no use for. Raises PlanError."""
+        default = BackendOptions()
+        asked = [f.name for f in fields(self) if getattr(self, f.name) != getattr(default, f.name)]
+        refused = [f"--{name}" for name in asked if name not in allowed]
+        if refused:
+            takes = ", ".join(f"--{name}" for name in allowed) or "none of these options"
+            raise PlanError(
+                f"backend '{backend}' does not take {' and '.join(refused)}: it takes {takes}. "
+                "Leave it out, or choose another backend with --backend."
+            )
+
+
+@dataclass(frozen=True)
 class Backend:
     """A named pair of communicator and executor."""
 
@@ -85,10 +139,13 @@ class Backend:
     """Says, without importing anything heavy, whether it can run here."""
     executor: Callable[[], Executor]
     """Makes the executor."""
-    communicator: Callable[[], Communicator] | None
-    """Joins the job this process was started in; None where all ranks run in this one process."""
-    launcher: Callable[[Sequence[str], int], Sequence[str]] | None = None
-    """The command that starts a program on n ranks; None where no launch is needed."""
+    communicator: Callable[[Communicator], Communicator] | None
+    """Makes the communicator of a job from the one through which its ranks have met; None where all
+    ranks run in this one process."""
+    launcher: Callable[[], RankLauncher] | None = None
+    """Finds what starts a program on n ranks; None where no launch is needed."""
     exact_executor: Callable[[], Executor] | None = None
     """Makes an executor that computes every op as written, for proofs on quantised models; None
     where `executor` does."""
+    configure: Callable[[BackendOptions], Backend] | None = None
+    """Makes the same backend with options, or raises PlanError; None where it takes none."""

@@ -9,16 +9,23 @@ import numpy as np
 
 from graph.dialect import Collective
 
+from .base import Tensor
+
 
 class SingleCommunicator:
     """The only rank of its job: every collective is the identity."""
 
     rank = 0
     size = 1
+    asynchronous = False
 
-    def run(self, op: Collective, operand: np.ndarray) -> np.ndarray:
-        """Return the operand."""
-        return operand
+    def takes(self, tensor: Tensor) -> bool:
+        """Nothing but numpy arrays."""
+        return False
+
+    def run(self, op: Collective, operand: Tensor, *, keep: bool = False) -> Tensor:
+        """Return the operand, or a copy where somebody still reads that."""
+        return operand.copy() if keep else operand
 
     def exchange(self, message: bytes) -> list[bytes]:
         """Return this rank's message."""

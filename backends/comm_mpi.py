@@ -30,6 +30,8 @@ from graph.dialect import (
     reduce_in_rank_order,
 )
 
+from .base import Tensor
+
 if TYPE_CHECKING:
     from mpi4py import MPI
 
@@ -44,6 +46,8 @@ _NARROW = (np.dtype(np.float16), np.dtype(ml_dtypes.bfloat16))
 class MpiCommunicator:
     """The ranks of MPI's COMM_WORLD."""
 
+    asynchronous = False
+
     def __init__(self) -> None:
         from mpi4py import MPI
 
@@ -53,11 +57,17 @@ class MpiCommunicator:
         self.size = self._comm.Get_size()
         self._scratch: dict[str, np.ndarray] = {}
 
-    def run(self, op: Collective, operand: np.ndarray) -> np.ndarray:
-        """Run one collective on a contiguous operand, which may serve as the buffer."""
+    def takes(self, tensor: Tensor) -> bool:
+        """Nothing but numpy arrays."""
+        return False
+
+    def run(self, op: Collective, operand: Tensor, *, keep: bool = False) -> Tensor:
+        """Run one collective; AllReduce and Broadcast use the operand as the buffer."""
         if self.size == 1:
-            return operand
-        if not operand.flags.c_contiguous:
+            return operand.copy() if keep else operand
+        in_place = isinstance(op, AllReduce | Broadcast)
+        is_buffer = operand.flags.c_contiguous and operand.flags.writeable and not keep
+        if not (is_buffer if in_place else operand.flags.c_contiguous):
             operand = operand.copy()
         return _METHODS[type(op)](self, op, operand)
 
@@ -128,7 +138,7 @@ class MpiCommunicator:
         whole = op.result_shape(operand.shape, self.rank)
         shapes = [op.operand_shape(whole, rank) for rank in range(self.size)]
         parts = self._gather_parts(operand, shapes)
-        if _in_order(op, whole):
+        if op.in_order(whole):
             return parts.reshape(whole)
         return op.assemble(_cut(parts, shapes))
 
@@ -242,11 +252,3 @@ def _cut(flat: np.ndarray, shapes: Sequence[tuple[int, ...]]) -> list[np.ndarray
         flat[start : start + size].reshape(shape)
         for start, size, shape in zip(_starts(sizes), sizes, shapes)
     ]
-
-
-def _in_order(op: AllGather, whole: tuple[int, ...]) -> bool:
-    """Whether the parts, one after the other, already are the whole tensor."""
-    if len(op.dims) != 1 or not op.layouts[0].disjoint or np.prod(whole[: op.dims[0]]) > 1:
-        return False
-    ranges = [held for rank in op.layouts[0].ranges for held in rank]
-    return ranges == sorted(ranges)

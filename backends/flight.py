@@ -33,7 +33,7 @@ RUNNING, DONE, FAILED = 1, 2, 3
 ENTER, LEAVE = 1, 0
 START, EXCHANGE = 0, 1
 """The first two steps of every rank; those of its programs follow."""
-_FIRST_PLACES = ("the start of MPI", "an exchange of messages between all ranks")
+_FIRST_PLACES = ("the meeting of all ranks", "an exchange of messages between all ranks")
 
 
 class Recorder:

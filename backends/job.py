@@ -8,15 +8,14 @@ import socket
 import subprocess
 import sys
 import tempfile
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-
-import numpy as np
 
 from graph.dialect import Collective
 from graph.errors import BackendUnavailable
 
-from .base import Communicator
+from .base import Communicator, Tensor
 from .comm_local import SingleCommunicator
 from .flight import DONE, EXCHANGE, START, Recorder
 from .placement import Placement, detect_environment
@@ -45,10 +44,8 @@ class Watched:
     def __init__(self, inner: Communicator, recorder: Recorder) -> None:
         self.inner, self.recorder = inner, recorder
         self.rank, self.size = inner.rank, inner.size
-
-    def run(self, op: Collective, operand: np.ndarray) -> np.ndarray:
-        """Run one collective."""
-        return self.inner.run(op, operand)
+        self.asynchronous = inner.asynchronous
+        self.takes, self.run = inner.takes, inner.run
 
     def exchange(self, message: bytes) -> list[bytes]:
         """Every rank's message, in rank order."""
@@ -62,16 +59,24 @@ class Watched:
         self.inner.abort(status)
 
 
+Joining = Callable[[Communicator], Communicator]
+"""Makes a backend's communicator from the one through which the ranks have met."""
+
 _current: Job | None = None
 _begun = False
 """Whether the ranks have told each other if they join."""
 
 
-def join(timeout_seconds: float = DEFAULT_TIMEOUT_SECONDS) -> Job:
+def join(
+    timeout_seconds: float = DEFAULT_TIMEOUT_SECONDS, joining: Joining | None = None
+) -> Job:
     """Join this process's job; the second call returns the same job.
 
+    The ranks meet as their launcher allows, and then exchange as `joining` says, or as they met.
+
     Raises:
-        BackendUnavailable: the launcher started several ranks but MPI sees only this one.
+        BackendUnavailable: the launcher started several ranks but MPI sees only this one, or the
+            backend cannot exchange between them.
     """
     global _current
     if _current is None:
@@ -79,7 +84,7 @@ def join(timeout_seconds: float = DEFAULT_TIMEOUT_SECONDS) -> Job:
         if placement.size == 1:
             _current = Job(0, 1, SingleCommunicator(), Silent())
         else:
-            _current = _join_ranks(placement, timeout_seconds)
+            _current = _join_ranks(placement, timeout_seconds, joining)
     return _current
 
 
@@ -88,25 +93,30 @@ def current() -> Job | None:
     return _current
 
 
-def communicator() -> Communicator:
-    """The communicator of this process's job."""
-    return join().communicator
+def meet(placement: Placement) -> Communicator:
+    """The communicator through which ranks of this launcher speak first, whatever the backend."""
+    if placement.speaks_mpi:
+        from .comm_mpi import MpiCommunicator
+
+        return MpiCommunicator()
+    from .torch_groups import meet_by_store
+
+    return meet_by_store(placement, os.environ.get(RUN_DIR))
 
 
-def _join_ranks(placement: Placement, timeout_seconds: float) -> Job:
-    from .comm_mpi import MpiCommunicator
-
+def _join_ranks(placement: Placement, timeout_seconds: float, joining: Joining | None) -> Job:
     given = os.environ.get(RUN_DIR)
     recorder = None
     if given:
         Path(given).mkdir(mode=0o700, exist_ok=True)
         recorder = Recorder(Path(given), placement.rank)
         recorder.enter(START)
-    ranks = MpiCommunicator()
+    ranks = meet(placement)
     _check_size(placement, ranks)
     try:
         hosts = _take_part(ranks, {"host": socket.gethostname()})
-    except SystemExit:
+        communicator = _made_by_all(ranks, joining) if joining is not None else ranks
+    except (SystemExit, BackendUnavailable):
         if recorder is not None:
             recorder.set_state(DONE)
         raise
@@ -121,17 +131,31 @@ def _join_ranks(placement: Placement, timeout_seconds: float) -> Job:
     watched = os.environ.get(WATCHED_HOST) == socket.gethostname()
     if ranks.rank == here[0] and not watched:
         _start_watcher(run_dir, ranks.size, len(here), timeout_seconds)
-    return Job(ranks.rank, ranks.size, Watched(ranks, recorder), recorder, recorder)
+    return Job(ranks.rank, ranks.size, Watched(communicator, recorder), recorder, recorder)
+
+
+def _made_by_all(ranks: Communicator, joining: Joining) -> Communicator:
+    """The backend's communicator, if every rank can make it; else every rank raises one error."""
+    made, said = None, ""
+    try:
+        made = joining(ranks)
+    except Exception as error:
+        is_ours = isinstance(error, BackendUnavailable)
+        said = str(error) if is_ours else f"{type(error).__name__}: {error}"
+    refusals = [text.decode() for text in ranks.exchange(said.encode()) if text]
+    if made is None or refusals:
+        refused = BackendUnavailable(refusals[0])
+        refused.agreed = True
+        raise refused
+    return made
 
 
 def decline(message: str, status: int, placement: Placement) -> bool:
     """Tell the ranks that join that this one does not; True if this rank should say why.
 
-    A rank that just ended before MPI started would leave the others waiting in MPI's start.
+    A rank that just ended before the ranks have met would leave the others waiting.
     """
-    from .comm_mpi import MpiCommunicator
-
-    ranks = MpiCommunicator()
+    ranks = meet(placement)
     if _begun or ranks.size != placement.size:
         return placement.rank == 0
     said = _take_part(ranks, {"declined": message, "status": status})

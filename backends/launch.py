@@ -16,6 +16,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
 
+from .base import RankLauncher
 from .flight import DONE, Failure, clean, read_failure, remove_shared_memory
 from .job import DEFAULT_TIMEOUT_SECONDS, RUN_DIR, WATCHED_HOST
 from .launcher import find_launcher
@@ -30,14 +31,15 @@ def launch(
     ranks: int,
     timeout_seconds: float = DEFAULT_TIMEOUT_SECONDS,
     environ: Mapping[str, str] | None = None,
+    launcher: RankLauncher | None = None,
 ) -> int:
     """Run `argv` as `ranks` ranks and return the exit status that the command line should have.
 
     0 if all ranks ended well; the status of the first failure (2 or 3), whose one message is
     printed to stderr; 1, 2 or 3 if the program itself ended with that; else 3.
-    Raises BackendUnavailable if there is no MPI launcher.
+    Without a `launcher` MPI's starts them; raises BackendUnavailable if there is none.
     """
-    launcher = find_launcher()
+    launcher = launcher or find_launcher()
     run_dir = Path(tempfile.mkdtemp(prefix="tpcore-run-"))
     variables = {RUN_DIR: str(run_dir), WATCHED_HOST: socket.gethostname()}
     process = subprocess.Popen(
@@ -109,7 +111,7 @@ def _conclude(
 
 
 def _stop(process: subprocess.Popen[bytes], watcher: Watcher) -> None:
-    """End MPI's launcher, and with it or else one by one the ranks."""
+    """End the launcher, and with it or else one by one the ranks."""
     if process.poll() is None:
         with contextlib.suppress(subprocess.TimeoutExpired):
             process.wait(GRACE_SECONDS / 4)
@@ -139,6 +141,6 @@ def _terminable() -> Iterator[None]:
 
 
 def _die_with_parent() -> None:
-    """Ask the kernel to end MPI's launcher when this process is killed."""
+    """Ask the kernel to end the launcher when this process is killed."""
     with contextlib.suppress(Exception):
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)

@@ -1,4 +1,4 @@
-"""Where this process stands in its job, by the launcher's environment, without importing MPI."""
+"""Where this process stands in its job, by the launcher's environment, before any library loads."""
 
 from __future__ import annotations
 
@@ -16,25 +16,48 @@ class Placement:
     local_size: int
     """Ranks on this host."""
     launcher: str
-    """Family of the launcher: 'mpich' (Intel's too), 'openmpi', 'pmix', or '' without one."""
+    """Family of the launcher: 'mpich' (Intel's too), 'openmpi', 'pmix', 'torchrun', 'tpcore' (our
+    own, without MPI), or '' without one."""
+    local_rank: int = 0
+    """Number of this process among those of its host; which device is its own."""
+
+    @property
+    def speaks_mpi(self) -> bool:
+        """Whether the launcher is MPI's, so that the ranks meet through MPI."""
+        return self.launcher in ("mpich", "openmpi", "pmix")
 
 
 _FAMILIES = (
-    ("openmpi", "OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_LOCAL_SIZE"),
-    ("mpich", "PMI_RANK", "PMI_SIZE", "MPI_LOCALNRANKS"),
-    ("pmix", "PMIX_RANK", "PMIX_SIZE", "PMIX_LOCAL_SIZE"),
+    ("tpcore", "TPCORE_RANK", "TPCORE_SIZE", "TPCORE_SIZE", "TPCORE_RANK"),
+    (
+        "openmpi",
+        "OMPI_COMM_WORLD_RANK",
+        "OMPI_COMM_WORLD_SIZE",
+        "OMPI_COMM_WORLD_LOCAL_SIZE",
+        "OMPI_COMM_WORLD_LOCAL_RANK",
+    ),
+    ("mpich", "PMI_RANK", "PMI_SIZE", "MPI_LOCALNRANKS", "MPI_LOCALRANKID"),
+    ("pmix", "PMIX_RANK", "PMIX_SIZE", "PMIX_LOCAL_SIZE", "PMIX_LOCAL_RANK"),
+    ("torchrun", "RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "LOCAL_RANK"),
 )
+_ALSO_NEEDED = {"torchrun": "MASTER_ADDR"}
+"""RANK alone is a name that anybody may have set."""
 
 
 def detect_environment(environ: Mapping[str, str] = os.environ) -> Placement:
     """Rank and size as the launcher set them; a process without a launcher is rank 0 of 1."""
-    for launcher, rank, size, local_size in _FAMILIES:
-        if environ.get(rank, "").isdigit() and environ.get(size, "").isdigit():
-            ranks = int(environ[size])
-            here = environ.get(local_size, "")
-            return Placement(
-                int(environ[rank]), ranks, int(here) if here.isdigit() else ranks, launcher
-            )
+
+    def number(name: str) -> int | None:
+        text = environ.get(name, "")
+        return int(text) if text.isdigit() else None
+
+    for launcher, *names in _FAMILIES:
+        rank, size, local_size, local_rank = map(number, names)
+        if rank is None or size is None or _ALSO_NEEDED.get(launcher, names[0]) not in environ:
+            continue
+        here = size if local_size is None else local_size
+        mine = rank % here if local_rank is None else local_rank
+        return Placement(rank, size, here, launcher, mine)
     return Placement(0, 1, 1, "")
 
 

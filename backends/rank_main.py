@@ -16,6 +16,7 @@ from typing import TextIO
 
 from graph.errors import TpcoreError
 
+from .base import Communicator
 from .flight import (
     DONE,
     FAILED,
@@ -106,7 +107,7 @@ def _fail(error: BaseException, placement: Placement) -> int:
         print(told(failure, recorder.run_dir), file=sys.__stderr__, flush=True)
     recorder.set_state(DONE if failure.agreed else FAILED)
     if not failure.agreed:
-        _abort(failure.status)
+        _abort(job.communicator, failure.status)
     return failure.status
 
 
@@ -137,11 +138,11 @@ def _failure_of(error: BaseException, placement: Placement) -> Failure:
         text, status, agreed = _text_of(error), 3, False
     if status == 3 and not agreed and placement.size > 1:
         job = current()
-        if job is not None and job.recorder is not None and _is_of_mpi(error):
-            death = dead_peer(job.recorder.run_dir, job.size, job.rank)
+        state = read_rank(job.recorder.run_dir, placement.rank) if job and job.recorder else None
+        if job is not None and job.recorder is not None and state is not None and state.waiting:
+            death = dead_peer(job.recorder.run_dir, job.size, job.rank)  # what it ran into
             if death is not None:
                 return death
-        state = read_rank(job.recorder.run_dir, placement.rank) if job and job.recorder else None
         place = state.where if state is not None else "at the start"
         text = f"rank {placement.rank} failed {place}: {text}"
     return Failure(text, status, agreed)
@@ -156,22 +157,14 @@ def _text_of(error: BaseException) -> str:
     return f"{type(error).__name__}: {' '.join(str(error).split())}"
 
 
-def _is_of_mpi(error: BaseException) -> bool:
-    """Whether MPI raised it, as it does in a rank that was exchanging with one that died."""
-    return type(error).__module__.startswith("mpi4py")
-
-
 def _given_run_dir() -> Path | None:
     """The directory that our launcher has given; the launcher then prints the message."""
     given = os.environ.get(RUN_DIR)
     return Path(given) if given and Path(given).is_dir() else None
 
 
-def _abort(status: int) -> None:
+def _abort(communicator: Communicator, status: int) -> None:
     """End all ranks; does not return."""
     with contextlib.suppress(Exception):
-        from .comm_mpi import MpiCommunicator
-
-        communicator = MpiCommunicator()
         remove_shared_memory(shared_memory())
         communicator.abort(status)

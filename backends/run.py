@@ -99,16 +99,16 @@ class RankProgram:
         return outputs
 
     def _exchange(self, step: Exchange, values: dict[str, Tensor]) -> None:
-        operand = self._executor.to_array(values[step.operand])
-        if step.keep:
-            operand = operand.copy()
+        tensor = values[step.operand]
+        native = self._communicator.takes(tensor)
+        operand = tensor if native else self._executor.to_array(tensor)
         began = time.perf_counter()
-        result = self._communicator.run(step.op, operand)
+        result = self._communicator.run(step.op, operand, keep=step.keep)
         self.exchange_seconds += time.perf_counter() - began
-        if result is operand and not step.keep:
-            values[step.result] = values[step.operand]
+        if result is operand:
+            values[step.result] = tensor
         else:
-            values[step.result] = self._executor.to_tensor(result)
+            values[step.result] = result if native else self._executor.to_tensor(result)
 
 
 def run_lockstep(

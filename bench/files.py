@@ -51,8 +51,9 @@ WHOLE_FAILS = "does not run unsplit"
 
 
 def try_file(path: Path, ranks: Sequence[int]) -> Iterator[Row]:
-    """A row per number of ranks."""
+    """A row per number of ranks, after an empty one that says that the unsplit file was tried."""
     inputs, reason = _inputs_it_runs_on(path)
+    yield {}
     for count in ranks:
         row: Row = {"file": str(path), "tp": count}
         if inputs is None:
@@ -171,8 +172,10 @@ def in_own_process(path: Path, ranks: Sequence[int], seconds: float) -> list[Row
     process.kill()
     process.join()
     if ending:
-        rows.append({"file": str(path), "tp": 0, "state": ending, "reason": f"{seconds:.0f} s"})
-    return rows
+        state = ending if rows else WHOLE_FAILS
+        reason = f"{ending.lower()}, of {seconds:.0f} s"
+        rows.append({"file": str(path), "tp": 0, "state": state, "reason": reason})
+    return [row for row in rows if row]
 
 
 def text_of(row: Row) -> str:

@@ -15,6 +15,7 @@ Drawing for two ranks, values per rank:
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from typing import Any, ClassVar
@@ -24,7 +25,7 @@ import numpy as np
 import onnx_ir as ir
 
 from graph.errors import GraphError
-from graph.layout import Layout, box_of, put_box, take_box
+from graph.layout import Box, Layout, box_of, put_box, take_box
 
 DOMAIN = "tpcore"
 VERSION = 1
@@ -94,12 +95,23 @@ class AllGather:
         sizes = {dim: layout.sizes[rank] for dim, layout in zip(self.dims, self.layouts)}
         return tuple(sizes.get(dim, size) for dim, size in enumerate(whole))
 
+    def in_order(self, whole: Shape) -> bool:
+        """Whether the parts, one after the other, already are the whole tensor."""
+        if len(self.dims) != 1 or not self.layouts[0].disjoint or math.prod(whole[: self.dims[0]]) > 1:
+            return False
+        ranges = [held for rank in self.layouts[0].ranges for held in rank]
+        return ranges == sorted(ranges)
+
     def assemble(self, parts: Sequence[np.ndarray]) -> np.ndarray:
         """The whole tensor from the parts of all ranks."""
         whole = np.empty(self.result_shape(parts[0].shape, 0), parts[0].dtype)
+        self.fill(whole, parts)
+        return whole
+
+    def fill(self, whole: Any, parts: Sequence[Any]) -> None:
+        """Write the parts of all ranks into `whole`; arrays of any library that slices alike."""
         for rank in reversed(range(len(parts))):
             put_box(whole, box_of(self.dims, self.layouts, rank, whole.ndim), parts[rank])
-        return whole
 
     def meaning(self, parts: Sequence[np.ndarray]) -> list[np.ndarray]:
         """Results of all ranks for the operands of all ranks."""
@@ -132,7 +144,11 @@ class ReduceScatter:
 
     def piece(self, array: np.ndarray, rank: int) -> np.ndarray:
         """The part of a full `array` that belongs to `rank`."""
-        return take_box(array, box_of(self.dims, self.layouts, rank, array.ndim))
+        return take_box(array, self.piece_box(rank, array.ndim))
+
+    def piece_box(self, rank: int, ndim: int) -> Box:
+        """Where in a full array that part lies."""
+        return box_of(self.dims, self.layouts, rank, ndim)
 
     def meaning(self, parts: Sequence[np.ndarray]) -> list[np.ndarray]:
         """Results of all ranks for the operands of all ranks."""
@@ -176,16 +192,23 @@ class AllToAll:
 
     def piece(self, array: np.ndarray, target: int) -> np.ndarray:
         """What a rank holding `array` sends to `target`."""
-        return take_box(array, box_of([self.split_dim], [self.split_layout], target, array.ndim))
+        return take_box(array, self.piece_box(target, array.ndim))
+
+    def piece_box(self, target: int, ndim: int) -> Box:
+        """Where in the operand that piece lies."""
+        return box_of([self.split_dim], [self.split_layout], target, ndim)
 
     def assemble(self, pieces: Sequence[np.ndarray], rank: int) -> np.ndarray:
         """The result on `rank` from the pieces of all ranks."""
-        shape = self.result_shape(pieces[rank].shape, rank)
-        whole = np.empty(shape, pieces[0].dtype)
+        whole = np.empty(self.result_shape(pieces[rank].shape, rank), pieces[0].dtype)
+        self.fill(whole, pieces)
+        return whole
+
+    def fill(self, whole: Any, pieces: Sequence[Any]) -> None:
+        """Write the pieces of all ranks into `whole`; arrays of any library that slices alike."""
         for source in reversed(range(len(pieces))):
             box = box_of([self.concat_dim], [self.concat_layout], source, whole.ndim)
             put_box(whole, box, pieces[source])
-        return whole
 
     def meaning(self, parts: Sequence[np.ndarray]) -> list[np.ndarray]:
         """Results of all ranks for the operands of all ranks."""

@@ -11,9 +11,10 @@ Text form, used in rank graphs, dumps and manifests: ranks separated by spaces, 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 
@@ -104,20 +105,29 @@ def take_box(array: np.ndarray, box: Box) -> np.ndarray:
     return array
 
 
-def put_box(whole: np.ndarray, box: Box, part: np.ndarray) -> None:
+def put_box(whole: Any, box: Box, part: Any) -> None:
     """Write a rank's `part` into its place in `whole`: the inverse of `take_box`."""
+    for held, piece in box_views(whole, box, part):
+        held[...] = piece
+
+
+def box_views(whole: Any, box: Box, part: Any) -> Iterator[tuple[Any, Any]]:
+    """Views of `whole` inside `box`, each with the view of `part` that belongs there.
+
+    Arrays may be of any library that slices as numpy does.
+    """
     split = [dim for dim, held in enumerate(box) if held is not None]
-    _put(whole, box, part, split)
+    return _views(whole, box, part, split)
 
 
-def _put(whole: np.ndarray, box: Box, part: np.ndarray, split: list[int]) -> None:
+def _views(whole: Any, box: Box, part: Any, split: list[int]) -> Iterator[tuple[Any, Any]]:
     if not split:
-        whole[...] = part
+        yield whole, part
         return
     dim, rest = split[0], split[1:]
     offset = 0
     for start, stop in box[dim] or ():
         before = (slice(None),) * dim
         piece = part[before + (slice(offset, offset + stop - start),)]
-        _put(whole[before + (slice(start, stop),)], box, piece, rest)
+        yield from _views(whole[before + (slice(start, stop),)], box, piece, rest)
         offset += stop - start

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 import onnx
 import onnx_ir as ir
 
+from graph.errors import GraphError
 from graph.old_node import Old
 from graph.old_ops import LEFT_OVER, OLD_FORMS
 from graph.plain import drop_odd_types
@@ -33,6 +34,7 @@ def upgrade(model: ir.Model) -> None:
     opset = imports.get("", TARGET if imports else 1)
     if opset >= TARGET:
         return
+    imports[""] = opset
     nodes = [node for node in model.graph.all_nodes() if node.domain == ""]
     old = [n for n in nodes if n.op_type in OLD_FORMS and opset < OLD_FORMS[n.op_type].until]
     typed = _typed_values(model) if old else {}
@@ -52,7 +54,13 @@ def _drop_left_overs(nodes: list[ir.Node]) -> None:
 
 def _typed_values(model: ir.Model) -> dict[ir.Value, ir.Value]:
     """Every operand and result, beside its twin to which ONNX's inference gave type and shape."""
-    found = onnx.shape_inference.infer_shapes(_proto_without_weights(model), data_prop=True)
+    try:
+        found = onnx.shape_inference.infer_shapes(_proto_without_weights(model), data_prop=True)
+    except onnx.shape_inference.InferenceError as error:
+        raise GraphError(
+            f"the model does not fit its opset: {str(error).splitlines()[-1].rstrip('.')}. "
+            "Check it with onnx.checker and export it again."
+        ) from error
     drop_odd_types(found.graph)
     twins = _values(ir.serde.deserialize_model(found))
     return {

@@ -20,7 +20,7 @@ BANNED = {
     "tpcore": {"tests", "bench", *HEAVY},
 }
 WRAPPERS = {
-    "torch": ("backends/comm_torch.py", "backends/exec_torch"),
+    "torch": ("backends/comm_torch.py", "backends/torch_groups.py", "backends/exec_torch"),
     "onnxruntime": ("backends/exec_ort.py",),
     "mpi4py": ("backends/comm_mpi.py",),
 }

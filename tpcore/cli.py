@@ -20,6 +20,7 @@ DESCRIPTION = "Split an ONNX model over n ranks by tensor parallelism, run it, p
 EXAMPLES = """examples:
   tpcore demo                                            split, run and prove a small Llama
   tpcore shard model.onnx --tp 4 -o bundle               write one graph per rank
+  tpcore plan model.onnx --tp 4 --annotate tp4.onnx      write the plan into the model, as ONNX does
   tpcore inspect bundle                                  memory per rank, collectives, what is whole
   tpcore verify bundle --against model.onnx              prove that it computes the same
   tpcore run bundle --inputs x.npz --outputs y.npz       run it on 4 MPI ranks of this machine

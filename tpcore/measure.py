@@ -34,6 +34,7 @@ ROUNDS = 16
 SIZES = tuple(1024 * 4**step for step in range(8))
 """Bytes of the tensors that are exchanged: 1 KiB to 16 MiB."""
 REPEATS = 9
+EXCHANGE_REPEATS = 40
 Point = tuple[float, float]
 Say = Callable[[str], None]
 
@@ -87,14 +88,17 @@ class Bench:
         return found
 
     def seconds(self, run: Callable[[], object], repeats: int = REPEATS) -> float:
-        """Median seconds of a run that all ranks begin together; those of the slowest rank."""
+        """Seconds of a run that all ranks begin together; those of the slowest rank.
+
+        The lower quartile of some runs: what disturbs one only makes it longer.
+        """
         times = []
         for _ in range(repeats + 1):
             self.communicator.exchange(b"")
             began = time.perf_counter()
             run()
             times.append(time.perf_counter() - began)
-        mine = statistics.median(times[1:])
+        mine = statistics.quantiles(times[1:], n=4)[0]
         return max(map(float, self.communicator.exchange(repr(mine).encode())))
 
     def _program_seconds(self, model: ir.Model, shape: Sequence[int]) -> float:
@@ -150,4 +154,4 @@ class Bench:
     def _exchange(self, kind: ReshardKind, size: int) -> float:
         op, shape = collective(kind, size, self.communicator.size, self.communicator.rank)
         operand = np.zeros(shape, np.float32)
-        return self.seconds(lambda: self.communicator.run(op, operand), 2 * REPEATS)
+        return self.seconds(lambda: self.communicator.run(op, operand), EXCHANGE_REPEATS)

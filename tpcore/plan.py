@@ -24,6 +24,8 @@ from tpcore.strategies import StrategySpace
 from tpcore.workload import ANY_WORK, Work
 
 PLAN_VERSION = 1
+PLAN_FIELDS = {"version", "mesh", "values"}
+"""What tells a plan from a file of pins."""
 AUTO = "auto"
 """The plan that costs least."""
 
@@ -89,8 +91,8 @@ def read_pins(path: Path, ranks: int) -> tuple[dict[str, str], dict[str, str]]:
         data = json.loads(path.read_text())
         if not isinstance(data, dict):
             raise TypeError(f"it is a {type(data).__name__}, expected dict")
-        if "mesh" not in data and "version" not in data:
-            return {}, _texts(data.get("pins", data))
+        if not PLAN_FIELDS & data.keys():
+            return {}, _words(data.get("pins", data))
         version, mesh, values = data["version"], data["mesh"], _texts(data["values"])
     except OSError as error:
         raise PlanError(
@@ -114,7 +116,13 @@ def read_pins(path: Path, ranks: int) -> tuple[dict[str, str], dict[str, str]]:
     return values, {}
 
 
+def _words(pins: Any) -> dict[str, str]:
+    if not isinstance(pins, dict) or not all(isinstance(word, str) for word in pins.values()):
+        raise TypeError("pins are words by pattern")
+    return dict(pins)
+
+
 def _texts(values: Any) -> dict[str, str]:
-    if not isinstance(values, dict) or not all(isinstance(v, str) for v in values.values()):
-        raise TypeError("texts by name were expected")
-    return dict(values)
+    if not isinstance(values, dict):
+        raise TypeError(f"'values' is a {type(values).__name__}, expected dict")
+    return {str(name): str(text) for name, text in values.items()}

@@ -252,7 +252,7 @@ def test_verify_refuses_inputs_that_do_not_fit(here: Here, options: str, text: s
 
 
 BAD_PLANS = [
-    ("nope.json", "plan 'nope.json' cannot be read: No such file or directory. Give a plan file o"),
+    ("nope.json", "plan 'nope.json' cannot be read: No such file or directory. Give a plan file, o"),
     ("plain", "plan 'plain' cannot be read: Is a directory"),
     ("text.onnx", "'text.onnx' is not a plan file (Expecting value: line 1 column 1 (char 0)). Wr"),
     ("plan-binary.json", "'plan-binary.json' is not a plan file ("),
@@ -423,7 +423,7 @@ def test_our_own_faults_are_told_apart(
     def broken(*_: object, **__: object) -> None:
         raise KeyError("w1")
 
-    monkeypatch.setattr("tpcore.commands.split_models", broken)
+    monkeypatch.setattr("tpcore.plan_command.split_models", broken)
     done = here("plan mlp.onnx --tp 2")
     assert done.status == 3
     assert "plan failed: KeyError: 'w1'. This is a fault of tpcore" in done.error
