@@ -1,13 +1,14 @@
-"""The backends that come with tpcore. Libraries are looked for here and imported only when used."""
+"""The backends that need no device: `simulate`, `cpu` and `torch`. Each device has a file more."""
 
 from __future__ import annotations
 
-from importlib.util import find_spec
+from dataclasses import replace
 
-from graph.errors import BackendUnavailable
+from .base import Availability, Backend, BackendOptions, Executor
+from .exchanges import EXCHANGES, first_refusal, probe_module
+from .torch_backend import Vendor, torch_backend
 
-from .base import Availability, Backend, Communicator, Executor
-from .launcher import launch_command
+_DEFAULT = BackendOptions()
 
 
 def simulate() -> Backend:
@@ -22,17 +23,32 @@ def simulate() -> Backend:
     )
 
 
-def cpu() -> Backend:
+def cpu(options: BackendOptions = _DEFAULT) -> Backend:
     """One process per rank: onnxruntime computes, MPI exchanges."""
-    return Backend(
+    options.check_only("cpu", "collectives")
+    exchange = EXCHANGES[options.collectives or "mpi"]
+    return replace(
+        simulate(),
         name="cpu",
         summary="one process per rank, onnxruntime computes, MPI exchanges",
-        probe=_probe_cpu,
-        executor=_ort_executor,
-        communicator=_mpi_communicator,
-        launcher=launch_command,
-        exact_executor=_exact_executor,
+        probe=lambda: first_refusal(_probe_onnxruntime, exchange.probe),
+        communicator=exchange.joining,
+        launcher=exchange.launcher,
+        configure=cpu,
     )
+
+
+TORCH = Vendor(
+    name="torch",
+    summary="one process per rank, torch computes on CPU, gloo exchanges",
+    device="cpu",
+    library="gloo",
+)
+
+
+def torch(options: BackendOptions = _DEFAULT) -> Backend:
+    """The same lowering and exchanges as the accelerators have, on any machine."""
+    return torch_backend(TORCH, options, torch)
 
 
 def _ort_executor() -> Executor:
@@ -47,29 +63,5 @@ def _exact_executor() -> Executor:
     return OrtExecutor(as_written=True)
 
 
-def _mpi_communicator() -> Communicator:
-    from .job import communicator
-
-    return communicator()
-
-
 def _probe_onnxruntime() -> Availability:
-    return _probe_module("onnxruntime", "pip install onnxruntime")
-
-
-def _probe_cpu() -> Availability:
-    for found in (_probe_onnxruntime(), _probe_module("mpi4py", "pip install 'tpcore[mpi]'")):
-        if not found.ok:
-            return found
-    try:
-        launch_command([], 1)
-    except BackendUnavailable as error:
-        reason, _, hint = str(error).partition(". ")
-        return Availability(False, reason, hint)
-    return Availability(True)
-
-
-def _probe_module(module: str, install: str) -> Availability:
-    if find_spec(module) is None:
-        return Availability(False, f"{module} is not installed", f"Install it with {install}.")
-    return Availability(True)
+    return probe_module("onnxruntime", "pip install onnxruntime")

@@ -4,9 +4,8 @@ HCCL between devices.
 Everything travels as bytes, so any dtype passes; sums are formed here, in rank order, on the device
 where the operand lies, and never by the library: the same bits as every other communicator.
 
-Which calls: `all_gather_into_tensor` and `all_to_all_single` of equal parts where there are such,
-else uneven `all_to_all_single`, and gathers padded to the longest part. These are the calls that
-all libraries have.
+Which calls: gathers of equal parts (padded to the longest one where they differ), all-to-alls with
+any parts, and broadcasts: those that all libraries have.
 
 Streams: calls are queued on the current stream of the device, behind the segment that made the
 operand and before the one that reads the result; nobody waits on the host.
@@ -21,8 +20,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import ml_dtypes
 import numpy as np
+import onnx_ir as ir
 import torch
 import torch.distributed as dist
 
@@ -31,6 +30,7 @@ from graph.errors import ExecutionError
 from graph.layout import Box, box_views
 
 from .base import Communicator, Tensor
+from .exec_torch.tensors import DTYPES, UNSIGNED
 
 
 @dataclass(frozen=True)
@@ -50,20 +50,10 @@ _ON_DEVICE = Chunks(256 << 10, 64 << 20)
 
 _NARROW = (torch.float16, torch.bfloat16)
 _REDUCE = {"sum": torch.add, "max": torch.maximum, "min": torch.minimum}
-_TYPES = {
-    np.dtype(ml_dtypes.bfloat16): torch.bfloat16,
-    np.dtype(ml_dtypes.float8_e4m3fn): torch.float8_e4m3fn,
-    np.dtype(ml_dtypes.float8_e5m2): torch.float8_e5m2,
-    np.dtype(np.bool_): torch.bool,
-    **{
-        np.dtype(name): getattr(torch, name)
-        for name in (
-            *("float16", "float32", "float64", "complex64", "complex128"),
-            *("int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64"),
-        )
-    },
-}
-"""Others travel as bytes and cannot be reduced."""
+_CARRIERS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+"""What types that torch lacks travel as, by size in bytes."""
+_all_gather_single = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
+"""The name since torch 2.13, and the one before."""
 
 
 class TorchCommunicator:
@@ -85,18 +75,17 @@ class TorchCommunicator:
         """Torch's tensors on this communicator's device."""
         return isinstance(tensor, torch.Tensor) and tensor.device.type == self._device.type
 
-    @torch.no_grad()
     def run(self, op: Collective, operand: Tensor, *, keep: bool = False) -> Tensor:
         """Run one collective; AllReduce and Broadcast use a tensor that may be lost as buffer."""
         if isinstance(operand, np.ndarray):
             return self._run_array(op, operand, keep)
-        if self.size == 1:
-            return operand.clone() if keep else operand
-        operand_given = operand
-        operand = operand.contiguous()
-        if keep and operand is operand_given and isinstance(op, AllReduce | Broadcast):
-            operand = operand.clone()
-        return _METHODS[type(op)](self, op, operand)
+        with torch.no_grad():
+            in_place = self.size == 1 or isinstance(op, AllReduce | Broadcast)
+            if keep and in_place:
+                operand = operand.clone(memory_format=torch.contiguous_format)
+            if self.size == 1:
+                return operand
+            return _METHODS[type(op)](self, op, operand.contiguous())
 
     def exchange(self, message: bytes) -> list[bytes]:
         """Every rank's message, in rank order."""
@@ -145,7 +134,7 @@ class TorchCommunicator:
         self._all_gather(chunk, total)
 
     def _all_gather(self, whole: torch.Tensor, part: torch.Tensor) -> None:
-        dist.all_gather_into_tensor(_bytes(whole), _bytes(part), group=self._group)
+        _all_gather_single(_bytes(whole), _bytes(part), group=self._group)
 
     def all_gather(self, op: AllGather, operand: torch.Tensor) -> torch.Tensor:
         """Gather the parts and put each into its place."""
@@ -225,14 +214,12 @@ class TorchCommunicator:
 
     def _run_array(self, op: Collective, array: np.ndarray, keep: bool) -> np.ndarray:
         """Run on a numpy array by way of a tensor on this communicator's device."""
-        if array.dtype not in _TYPES and isinstance(op, AllReduce | ReduceScatter):
-            raise ExecutionError(f"torch cannot reduce {array.dtype}. Use --collectives mpi.")
-        given = _to_tensor(array)
+        given = _to_tensor(array, isinstance(op, AllReduce | ReduceScatter))
         operand = given.to(self._device)
         result = self.run(op, operand, keep=keep and operand is given)
         if result is given and given.data_ptr() == array.__array_interface__["data"][0]:
             return array
-        host = _bytes(result.cpu().view(-1)).numpy()
+        host: np.ndarray = _bytes(result.cpu().view(-1)).numpy()
         return host.view(array.dtype).reshape(result.shape)
 
     def _buffer(self, use: str, size: int, dtype: torch.dtype) -> torch.Tensor:
@@ -259,15 +246,25 @@ def _bytes(flat: torch.Tensor) -> torch.Tensor:
     return flat.view(torch.uint8)
 
 
-def _to_tensor(array: np.ndarray) -> torch.Tensor:
+def _to_tensor(array: np.ndarray, reduced: bool) -> torch.Tensor:
     """A tensor on the memory of `array`, or of a copy where that cannot be shared."""
+    dtype = DTYPES.get(ir.DataType.from_numpy(array.dtype))
+    if dtype is None and reduced:
+        raise _irreducible(array.dtype)
     flat = np.require(array, requirements=["C", "W"]).reshape(-1).view(np.uint8)
-    return torch.from_numpy(flat).view(_TYPES.get(array.dtype, torch.uint8)).view(array.shape)
+    kind = dtype or _CARRIERS[array.dtype.itemsize]
+    return torch.from_numpy(flat).view(kind).view(array.shape)
+
+
+def _irreducible(dtype: Any) -> ExecutionError:
+    return ExecutionError(f"torch cannot reduce {dtype}. Exchange with --collectives mpi.")
 
 
 def _reduce_into(total: torch.Tensor, parts: torch.Tensor, reduce: str) -> None:
     """Reduce the rows of `parts` in rank order into `total`; 16-bit floats in float32."""
     function = _REDUCE[reduce]
+    if parts.dtype in UNSIGNED or (parts.is_floating_point() and parts.itemsize == 1):
+        raise _irreducible(parts.dtype)
     if parts.dtype in _NARROW and reduce == "sum":
         wide = parts[0].float()
         for part in parts[1:]:

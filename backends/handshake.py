@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 
 import onnx_ir as ir
 
-from graph.errors import BundleError, ExecutionError, TpcoreError
+from graph.errors import BackendUnavailable, BundleError, ExecutionError, TpcoreError
 
 from .base import Communicator
 from .segments import Exchange, collectives_of, exchange_of
@@ -95,6 +95,21 @@ def prepare_together(
         raise
     handshake(communicator, info, sequence)
     return made
+
+
+def agree(communicator: Communicator, make: Callable[[], T]) -> T:
+    """What `make` makes, if it can on every rank; else BackendUnavailable on every rank."""
+    made: list[T] = []
+    said = ""
+    try:
+        made.append(make())
+    except Exception as error:
+        ours = isinstance(error, BackendUnavailable)
+        said = str(error) if ours else f"{type(error).__name__}: {error}"
+    refusals = [text.decode() for text in communicator.exchange(said.encode()) if text]
+    if refusals:
+        raise _agreed(BackendUnavailable(refusals[0]))
+    return made[0]
 
 
 def check_sequences(sequences: Sequence[Sequence[str]]) -> None:

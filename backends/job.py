@@ -12,12 +12,12 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from graph.dialect import Collective
 from graph.errors import BackendUnavailable
 
-from .base import Communicator, Tensor
+from .base import Communicator
 from .comm_local import SingleCommunicator
 from .flight import DONE, EXCHANGE, START, Recorder
+from .handshake import agree
 from .placement import Placement, detect_environment
 from .run import Monitor, Silent
 
@@ -67,9 +67,7 @@ _begun = False
 """Whether the ranks have told each other if they join."""
 
 
-def join(
-    timeout_seconds: float = DEFAULT_TIMEOUT_SECONDS, joining: Joining | None = None
-) -> Job:
+def join(timeout_seconds: float = DEFAULT_TIMEOUT_SECONDS, joining: Joining | None = None) -> Job:
     """Join this process's job; the second call returns the same job.
 
     The ranks meet as their launcher allows, and then exchange as `joining` says, or as they met.
@@ -115,7 +113,7 @@ def _join_ranks(placement: Placement, timeout_seconds: float, joining: Joining |
     _check_size(placement, ranks)
     try:
         hosts = _take_part(ranks, {"host": socket.gethostname()})
-        communicator = _made_by_all(ranks, joining) if joining is not None else ranks
+        communicator = agree(ranks, lambda: joining(ranks)) if joining is not None else ranks
     except (SystemExit, BackendUnavailable):
         if recorder is not None:
             recorder.set_state(DONE)
@@ -132,22 +130,6 @@ def _join_ranks(placement: Placement, timeout_seconds: float, joining: Joining |
     if ranks.rank == here[0] and not watched:
         _start_watcher(run_dir, ranks.size, len(here), timeout_seconds)
     return Job(ranks.rank, ranks.size, Watched(communicator, recorder), recorder, recorder)
-
-
-def _made_by_all(ranks: Communicator, joining: Joining) -> Communicator:
-    """The backend's communicator, if every rank can make it; else every rank raises one error."""
-    made, said = None, ""
-    try:
-        made = joining(ranks)
-    except Exception as error:
-        is_ours = isinstance(error, BackendUnavailable)
-        said = str(error) if is_ours else f"{type(error).__name__}: {error}"
-    refusals = [text.decode() for text in ranks.exchange(said.encode()) if text]
-    if made is None or refusals:
-        refused = BackendUnavailable(refusals[0])
-        refused.agreed = True
-        raise refused
-    return made
 
 
 def decline(message: str, status: int, placement: Placement) -> bool:

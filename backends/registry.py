@@ -14,43 +14,50 @@ from importlib.metadata import EntryPoint, entry_points
 
 from graph.errors import BackendUnavailable
 
-from .base import Backend
+from .base import Backend, BackendOptions
 
 GROUP = "tpcore.backends"
-BUILTIN = {"simulate": "backends.builtin:simulate", "cpu": "backends.builtin:cpu"}
-"""Name → where the function lies that makes the backend."""
-RESERVED = {
-    "torch": "torch on CPU with gloo",
-    "cuda": "torch on NVIDIA with NCCL",
-    "rocm": "torch on AMD with RCCL",
+BUILTIN = {
+    "simulate": "backends.builtin:simulate",
+    "cpu": "backends.builtin:cpu",
+    "torch": "backends.builtin:torch",
+    "cuda": "backends.cuda:backend",
+    "rocm": "backends.rocm:backend",
+    "xpu": "backends.xpu:backend",
+    "npu": "backends.npu:backend",
+    "hpu": "backends.hpu:backend",
 }
-"""Names that this version does not fill; a plug-in may."""
+"""Name → where the function lies that makes the backend."""
+_DEFAULT = BackendOptions()
 
 
-def get(name: str) -> Backend:
-    """The backend called `name`, which can run here.
+def get(name: str, options: BackendOptions = _DEFAULT) -> Backend:
+    """The backend called `name`, which can run here, as `options` say.
 
     Raises:
         BackendUnavailable: it is unknown, not installed, or cannot run on this machine.
+        PlanError: it has no use for one of the options.
     """
     backend = _load().get(name)
-    here = f"Available here: {', '.join(available())}."
-    if backend is None and name in RESERVED:
-        raise BackendUnavailable(
-            f"backend '{name}' is not available: {RESERVED[name]} is not part of this version yet. "
-            f"{here}"
-        )
     if backend is None:
         raise BackendUnavailable(
             f"backend '{name}' is unknown. A plug-in would register it under the entry-point group "
-            f"'{GROUP}'. {here}"
+            f"'{GROUP}'. {_here()}"
         )
+    if backend.configure is None:
+        options.check_only(name)
+    else:
+        backend = backend.configure(options)
     found = backend.probe()
     if not found.ok:
         raise BackendUnavailable(
-            f"backend '{name}' is not available: {found.reason}. {found.hint} {here}"
+            f"backend '{name}' is not available: {found.reason}. {found.hint} {_here()}"
         )
     return backend
+
+
+def _here() -> str:
+    return f"Available here: {', '.join(available())}."
 
 
 def all_backends() -> dict[str, Backend]:

@@ -70,7 +70,11 @@ class RankProgram:
         self._monitor = monitor or Silent()
         self._steps = _prepare(self.program, executor, threads)
         exchanges = [isinstance(step, Exchange) for step in self.program.steps]
-        self._first = self._monitor.register(places(self.program), exchanges)
+        # What an asynchronous exchange waits for is seen only by who reads the results.
+        self._first = self._monitor.register(
+            [*places(self.program), "the wait for the outputs"],
+            [*exchanges, communicator.asynchronous],
+        )
         self._constants = _constants(self.program, executor)
 
     def run(self, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
@@ -82,7 +86,7 @@ class RankProgram:
         """
         check_inputs(self.program, inputs)
         began = time.perf_counter()
-        to_array, monitor = self._executor.to_array, self._monitor
+        monitor = self._monitor
         values = {name: self._executor.to_tensor(array) for name, array in inputs.items()}
         values.update(self._constants)
         for index, (step, prepared) in enumerate(self._steps, self._first):
@@ -94,8 +98,17 @@ class RankProgram:
             monitor.leave(index)
             for name in step.drop:
                 values.pop(name, None)
-        outputs = {name: to_array(values[name]) for name in self.program.outputs}
+        outputs = self._read_outputs(values)
         self.seconds += time.perf_counter() - began
+        return outputs
+
+    def _read_outputs(self, values: Mapping[str, Tensor]) -> dict[str, np.ndarray]:
+        last = self._first + len(self._steps)
+        if self._communicator.asynchronous:
+            self._monitor.enter(last)
+        outputs = {name: self._executor.to_array(values[name]) for name in self.program.outputs}
+        if self._communicator.asynchronous:
+            self._monitor.leave(last)
         return outputs
 
     def _exchange(self, step: Exchange, values: dict[str, Tensor]) -> None:

@@ -49,9 +49,7 @@ def main() -> None:
     try:
         for rank in range(ranks):
             variables = {**os.environ, RANK: str(rank), SIZE: str(ranks)}
-            started.append(
-                subprocess.Popen(argv, env=variables, preexec_fn=_die_with_parent)  # noqa: PLW1509
-            )
+            started.append(subprocess.Popen(argv, env=variables, preexec_fn=_die_with_parent))
         status = _wait(started)
     finally:
         for process in started:

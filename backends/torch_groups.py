@@ -10,8 +10,7 @@ from __future__ import annotations
 import atexit
 import os
 import socket
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Sequence
 from datetime import timedelta
 from importlib import import_module
 from pathlib import Path
@@ -23,6 +22,7 @@ from graph.errors import BackendUnavailable
 
 from .base import Communicator
 from .comm_torch import TorchCommunicator
+from .handshake import agree
 from .placement import Placement, detect_environment
 
 TIMEOUT = timedelta(days=1)
@@ -31,18 +31,6 @@ STORE_FILE = "ranks.store"
 MANY_RANKS = "NCCL_MULTI_RANK_GPU_ENABLE"
 """Lets NCCL and RCCL of new versions give several ranks one device."""
 _CPU = torch.device("cpu")
-
-
-@dataclass(frozen=True)
-class Device:
-    """A kind of device as torch knows it."""
-
-    type: str
-    """Name in `torch.device`, and of the module of torch that has `is_available`."""
-    library: str
-    """Name of its communication library in torch.distributed."""
-    extensions: tuple[str, ...] = ()
-    """Modules that bring it into torch."""
 
 
 def meet_by_store(placement: Placement, run_dir: str | None) -> TorchCommunicator:
@@ -65,41 +53,47 @@ def gloo_ranks(meeting: Communicator) -> Communicator:
     return TorchCommunicator(dist.group.WORLD, _CPU, meeting)
 
 
-def device_ranks(kind: Device) -> Callable[[Communicator], Communicator]:
-    """The ranks exchange between their devices.
+def device_ranks(
+    meeting: Communicator, kind: str, library: str, extensions: Sequence[str] = ()
+) -> Communicator:
+    """The ranks exchange between their devices of a kind.
 
-    Raises BackendUnavailable, on use, if this process has no device of its own.
+    Raises BackendUnavailable, on all ranks, if one of them has no device of its own.
     """
-
-    def joining(meeting: Communicator) -> Communicator:
-        device = own_device(kind)
-        if not dist.is_initialized():
-            _begin_through(meeting)
-        group = dist.new_group(backend=kind.library, timeout=TIMEOUT)
-        return TorchCommunicator(group, device, meeting)
-
-    return joining
+    device = agree(meeting, lambda: _unshared(own_device(kind, extensions)))
+    if not dist.is_initialized():
+        _begin_through(meeting)
+    group = dist.new_group(backend=library, timeout=TIMEOUT)
+    return TorchCommunicator(group, device, meeting)
 
 
-def own_device(kind: Device) -> torch.device:
-    """This process's device, made the current one. Raises BackendUnavailable."""
-    for module in kind.extensions:
+def own_device(kind: str, extensions: Sequence[str] = ()) -> torch.device:
+    """This process's device, made the current one; ranks share devices where there are too few.
+
+    Raises BackendUnavailable if torch finds none.
+    """
+    for module in extensions:
         import_module(module)
-    torch_module = getattr(torch, kind.type, None)
-    if torch_module is None or not torch_module.is_available():
+    known = getattr(torch, kind, None)
+    if known is None or not known.is_available():
         raise BackendUnavailable(
-            f"torch {torch.__version__} finds no {kind.type} device. See tpcore doctor for what "
+            f"torch {torch.__version__} finds no {kind} device. See tpcore doctor for what "
             "it needs, or choose another backend with --backend."
         )
-    mine, count = detect_environment().local_rank, torch_module.device_count()
-    if mine >= count and os.environ.get(MANY_RANKS) != "1":
+    device = torch.device(kind, detect_environment().local_rank % known.device_count())
+    known.set_device(device)
+    return device
+
+
+def _unshared(device: torch.device) -> torch.device:
+    """The device, if it is this rank's alone. Raises BackendUnavailable."""
+    rank, count = detect_environment().local_rank, getattr(torch, device.type).device_count()
+    if rank >= count and os.environ.get(MANY_RANKS) != "1":
         raise BackendUnavailable(
-            f"rank {mine} of this host has no {kind.type} device of its own: there are {count}. "
-            f"Start {count} ranks per host, let ranks share a device with {MANY_RANKS}=1 where "
-            f"{kind.library} can, or exchange through the host with --collectives gloo."
+            f"rank {rank} of this host has no {device.type} device of its own: there are {count}. "
+            f"Start {count} ranks per host, or let ranks share a device: with {MANY_RANKS}=1 if "
+            "its library can, else with --collectives gloo."
         )
-    device = torch.device(kind.type, mine % count)
-    torch_module.set_device(device)
     return device
 
 

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import multiprocessing
 import sys
 import time
@@ -31,7 +32,7 @@ import onnxruntime
 from graph.canonicalize import canonicalize
 from graph.errors import ExecutionError, TpcoreError
 from graph.reader import read_model
-from tpcore.inputs import InputSpec, check_sizes, describe_inputs, make_inputs
+from tpcore.inputs import DEFAULT_SIZE, InputSpec, check_sizes, describe_inputs, make_inputs
 from tpcore.partition import Options
 from tpcore.shard import split_model
 from tpcore.verify import verify_ranks
@@ -114,12 +115,17 @@ def _candidates(path: Path, session: onnxruntime.InferenceSession) -> Iterator[A
         except (TpcoreError, KeyError):
             continue
         for size in SIZES if symbols else SIZES[:1]:
-            try:
-                made = make_inputs(specs, {} if size is None else dict.fromkeys(symbols, size))
-            except (TpcoreError, MemoryError):
+            if any(_elements(spec, size or DEFAULT_SIZE) > MAX_ELEMENTS for spec in specs):
                 continue
-            if all(array.size <= MAX_ELEMENTS for array in made.values()):
-                yield made
+            try:
+                yield make_inputs(specs, {} if size is None else dict.fromkeys(symbols, size))
+            except TpcoreError:
+                continue
+
+
+def _elements(spec: InputSpec, size: int) -> int:
+    """About how many elements an input has where symbolic dims are of one size."""
+    return math.prod(dim if isinstance(dim, int) else size for dim in spec.shape or ())
 
 
 def _specs_of_file(path: Path) -> list[InputSpec]:

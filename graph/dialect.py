@@ -97,10 +97,11 @@ class AllGather:
 
     def in_order(self, whole: Shape) -> bool:
         """Whether the parts, one after the other, already are the whole tensor."""
-        if len(self.dims) != 1 or not self.layouts[0].disjoint or math.prod(whole[: self.dims[0]]) > 1:
+        if len(self.dims) != 1 or math.prod(whole[: self.dims[0]]) > 1:
             return False
-        ranges = [held for rank in self.layouts[0].ranges for held in rank]
-        return ranges == sorted(ranges)
+        layout = self.layouts[0]
+        ranges = [held for rank in layout.ranges for held in rank]
+        return layout.disjoint and ranges == sorted(ranges)
 
     def assemble(self, parts: Sequence[np.ndarray]) -> np.ndarray:
         """The whole tensor from the parts of all ranks."""

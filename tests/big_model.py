@@ -11,15 +11,14 @@ import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
 import onnx_ir as ir
 
+from tests.big_weights import Weights, cache_names, typed
+
 OPSET = 18
-ALIGNMENT = 4096
-CHUNK = 1 << 20
-"""Elements drawn at a time, so memory stays flat."""
 
 
 @dataclass(frozen=True)
@@ -56,7 +55,7 @@ def make(path: Path, *, seed: int | None = 0, **sizes: int) -> Path:
     """
     shape = LlamaShape(**sizes)
     with path.with_name(path.name + ".data").open("wb") as data:
-        weights = _Weights(data, path, None if seed is None else np.random.default_rng(seed))
+        weights = Weights(data, path, None if seed is None else np.random.default_rng(seed))
         graph = _Builder(shape, weights).graph()
     ir.save(ir.Model(graph, ir_version=10, producer_name="tests.big_model"), path)
     return path
@@ -69,7 +68,7 @@ def make_inputs(seed: int = 0, **sizes: int) -> dict[str, np.ndarray]:
     random = np.random.default_rng(seed)
     ids = {"input_ids": random.integers(0, shape.vocabulary, size)}
     if shape.cache:
-        names = (name for layer in range(shape.layers) for name in _cache_names(layer, "past"))
+        names = (name for layer in range(shape.layers) for name in cache_names(layer, "past"))
         past = {name: random.standard_normal(shape.cache_dims, np.float32) for name in names}
         return ids | past
     return ids | {
@@ -78,39 +77,10 @@ def make_inputs(seed: int = 0, **sizes: int) -> dict[str, np.ndarray]:
     }
 
 
-class _Weights:
-    """Random float32 weights, appended to the data file as they are made."""
-
-    def __init__(self, data: BinaryIO, model: Path, random: np.random.Generator | None) -> None:
-        self.data = data
-        self.model = model
-        self.random = random
-
-    def normal(self, name: str, shape: Sequence[int], scale: float, mean: float = 0.0) -> ir.Value:
-        """A stored weight of normally distributed values."""
-        offset = self.data.seek(-(-self.data.tell() // ALIGNMENT) * ALIGNMENT)
-        size = int(np.prod(shape))
-        self._fill(size, scale, mean)
-        location, folder = self.model.name + ".data", self.model.parent
-        dims, dtype = ir.Shape(shape), ir.DataType.FLOAT
-        tensor = ir.ExternalTensor(
-            location, offset, 4 * size, dtype, name=name, shape=dims, base_dir=folder
-        )
-        return ir.Value(name=name, shape=dims, type=ir.TensorType(dtype), const_value=tensor)
-
-    def _fill(self, size: int, scale: float, mean: float) -> None:
-        if self.random is None:
-            self.data.seek(self.data.truncate(self.data.tell() + 4 * size))
-            return
-        for start in range(0, size, CHUNK):
-            values = self.random.standard_normal(min(CHUNK, size - start), np.float32)
-            self.data.write((values * np.float32(scale) + np.float32(mean)).data)
-
-
 class _Builder:
     """Builds the graph; the methods follow the modules of the torch model."""
 
-    def __init__(self, shape: LlamaShape, weights: _Weights) -> None:
+    def __init__(self, shape: LlamaShape, weights: Weights) -> None:
         self.shape = shape
         self.weights = weights
         self.nodes: list[ir.Node] = []
@@ -252,7 +222,7 @@ class _Builder:
         queries = self.linear(value, f"{name}.q_proj", s.hidden, wide)
         keys = self.linear(value, f"{name}.k_proj", s.hidden, narrow)
         values = self.linear(value, f"{name}.v_proj", s.hidden, narrow)
-        past = [_tensor(n, ir.DataType.FLOAT, s.cache_dims) for n in _cache_names(layer, "past")]
+        past = [typed(n, ir.DataType.FLOAT, s.cache_dims) for n in cache_names(layer, "past")]
         total = s.cache + s.sequence
         lengths = self.constant([total - 1] * s.batch, np.int32), self.constant(total, np.int32)
         attributes = {"num_heads": s.heads, "kv_num_heads": s.kv_heads, "do_rotary": 1}
@@ -267,7 +237,7 @@ class _Builder:
         self.nodes.append(node)
         node.outputs[0].name = f"attention_{layer}"
         longer = (s.batch, s.kv_heads, total, s.head_size)
-        for output, output_name in zip(node.outputs[1:], _cache_names(layer, "present")):
+        for output, output_name in zip(node.outputs[1:], cache_names(layer, "present")):
             output.name, output.type = output_name, ir.TensorType(ir.DataType.FLOAT)
             output.shape = ir.Shape(longer)
         self.inputs += past
@@ -293,7 +263,7 @@ class _Builder:
         """The whole model."""
         s = self.shape
         names = ["input_ids"] if s.cache else ["input_ids", "attention_mask", "position_ids"]
-        self.inputs = [_tensor(n, ir.DataType.INT64, (s.batch, s.sequence)) for n in names]
+        self.inputs = [typed(n, ir.DataType.INT64, (s.batch, s.sequence)) for n in names]
         scale = s.hidden**-0.5
         table = self.weights.normal("embed_tokens", [s.vocabulary, s.hidden], scale)
         self.initializers.append(table)
@@ -316,15 +286,6 @@ class _Builder:
             opset_imports={"": OPSET, **({"com.microsoft": 1} if s.cache else {})},
             name="big_llama",
         )
-
-
-def _tensor(name: str, dtype: ir.DataType, dims: Sequence[int]) -> ir.Value:
-    return ir.Value(name=name, shape=ir.Shape(dims), type=ir.TensorType(dtype))
-
-
-def _cache_names(layer: int, prefix: str) -> tuple[str, str]:
-    names = {"past": "past_key_values", "present": "present"}
-    return f"{names[prefix]}.{layer}.key", f"{names[prefix]}.{layer}.value"
 
 
 def main() -> None:

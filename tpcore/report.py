@@ -18,7 +18,8 @@ from graph.shapes import MAX_CONTENTS
 from graph.weights import ShardTensor, bytes_of, is_index
 from tpcore.annotations import NOT_ANNOTATED, Annotated, annotations_text
 from tpcore.insert_reshards import ShardedGraph
-from tpcore.units import human_bytes
+from tpcore.plan import Plan
+from tpcore.units import human_bytes, human_seconds
 from tpcore.unsplit import NOTHING, READ_BY_BODY, why_whole
 
 MAX_RANKS_SHOWN = 8
@@ -61,7 +62,18 @@ def split_report(sharded: ShardedGraph, ranks: Sequence[ir.Model]) -> dict[str, 
         "weight_bytes_per_rank": [weight_bytes(model) for model in ranks],
         "split_fraction": split_bytes / total if total else 0.0,
         "unsplit": unsplit,
+        "memory_per_rank": sharded.plan.memory.to_json(),
+        "predicted": _predicted(sharded.plan),
         **_annotated(sharded.plan.annotated),
+    }
+
+
+def _predicted(plan: Plan) -> dict[str, float | bool]:
+    choices = plan.choices
+    return {
+        "seconds": choices.seconds,
+        "exchange_seconds": choices.exchange_seconds,
+        "proven_cheapest": choices.is_cheapest,
     }
 
 
@@ -147,10 +159,25 @@ def report_text(report: Mapping[str, Any]) -> str:
         f"collectives    {collectives or 'none'}",
         f"bytes sent     {human_bytes(report['comm_bytes_per_rank'])} per rank and run at least"
         " (symbolic dims count as 1 unless --shape says otherwise)",
+        f"memory         {_memory_text(report['memory_per_rank'])}",
+        f"predicted      {_predicted_text(report['predicted'])}",
     ]
     if "annotations" in report:
         lines += annotations_text(report["annotations"])
     return "\n".join(lines + _unsplit_lines(report["unsplit"]))
+
+
+def _memory_text(memory: Mapping[str, int]) -> str:
+    parts = {"weights": "weights", "states": "caches", "activations": "activations"}
+    held = [f"{label} {human_bytes(memory[name])}" for name, label in parts.items() if memory[name]]
+    return f"{human_bytes(memory['total'])} on the fullest rank: {', '.join(held) or 'nothing'}"
+
+
+def _predicted_text(predicted: Mapping[str, float]) -> str:
+    seconds = predicted["seconds"]
+    share = predicted["exchange_seconds"] / seconds if seconds else 0.0
+    proven = "" if predicted["proven_cheapest"] else "; a cheaper plan is not ruled out"
+    return f"{human_seconds(seconds)} per run, {share:.0%} of it exchange{proven}"
 
 
 def _per_rank_text(per_rank: Sequence[int]) -> str:

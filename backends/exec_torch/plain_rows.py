@@ -97,6 +97,19 @@ def _negate(a: Number) -> Number:
     return -a
 
 
+def _floor(a: Number) -> Number:
+    return float(math.floor(a))
+
+
+def _ceil(a: Number) -> Number:
+    return float(math.ceil(a))
+
+
+def same(x: Any) -> Any:
+    """The value itself."""
+    return x
+
+
 def _power(a: Number, b: Number) -> Number:
     return a**b
 
@@ -280,8 +293,8 @@ class PlainRow:
 
 _BOOL = torch.bool
 _EACH: dict[str, tuple[Callable[..., Any], Any]] = {
-    "Abs": (abs, None), "Add": (_add, None), "And": (_both, _BOOL), "Ceil": (math.ceil, None),
-    "Div": (_divide, None), "Equal": (_equal, _BOOL), "Floor": (math.floor, None),
+    "Abs": (abs, None), "Add": (_add, None), "And": (_both, _BOOL), "Ceil": (_ceil, None),
+    "Div": (_divide, None), "Equal": (_equal, _BOOL), "Floor": (_floor, None),
     "Greater": (_greater, _BOOL), "GreaterOrEqual": (_at_least, _BOOL), "Less": (_less, _BOOL),
     "LessOrEqual": (_at_most, _BOOL), "Max": (_largest, None), "Min": (_smallest, None),
     "Mod": (_modulo, None), "Mul": (_multiply, None), "Neg": (_negate, None),
@@ -295,7 +308,7 @@ PLAIN_ROWS: dict[str, PlainRow] = {
     "ConstantOfShape": PlainRow(constant_of_shape, _shaped, grows=True),
     "Expand": PlainRow(expand, _shaped, grows=True),
     "Gather": PlainRow(gather, _picked),
-    "Identity": PlainRow(squeeze, _as_first),
+    "Identity": PlainRow(same, _as_first),
     "Range": PlainRow(range_of, _counted, grows=True),
     "ReduceMax": PlainRow(_total(max), _reduced),
     "ReduceMin": PlainRow(_total(min), _reduced),

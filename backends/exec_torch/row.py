@@ -12,8 +12,9 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
-EXTRAS = ("opset", "outputs", "operand_dtype", "device")
-"""Version of the op's domain; number of outputs; torch's type of the first operand; the device."""
+EXTRAS = ("opset", "outputs", "operand_dtype", "made", "device")
+"""Version of ai.onnx; number of outputs; types of the first operand and of the first result, None
+where unknown; the device."""
 
 
 @dataclass(frozen=True)
@@ -31,21 +32,7 @@ class Row:
     @cached_property
     def extras(self) -> tuple[str, ...]:
         """The parameters that are no operands and no attributes."""
-        return tuple(name for name in EXTRAS if name in self._parameters)
-
-    def unknown(self, attributes: dict[str, Any]) -> list[str]:
-        """Attributes that the function has no parameter for."""
-        kinds = {p.kind for p in self._parameters.values()}
-        if inspect.Parameter.VAR_KEYWORD in kinds:
-            return []
-        return [name for name in attributes if name not in self._parameters]
-
-    @cached_property
-    def _parameters(self) -> dict[str, inspect.Parameter]:
-        try:
-            return dict(inspect.signature(self.function).parameters)
-        except ValueError:  # torch's own functions take operands only
-            return {}
+        return tuple(name for name in EXTRAS if name in parameters_of(self.function))
 
 
 Rows = dict[str, Row | Callable[..., Any]]
@@ -55,6 +42,22 @@ Rows = dict[str, Row | Callable[..., Any]]
 def plain(function: Callable[..., Any], *positions: int, many: bool = False) -> Row:
     """A row with operands that are Python numbers."""
     return Row(function, plain=positions, many=many)
+
+
+def parameters_of(function: Callable[..., Any]) -> dict[str, inspect.Parameter]:
+    """Parameters by name; torch's own functions, which take operands only, have none."""
+    try:
+        return dict(inspect.signature(function).parameters)
+    except ValueError:
+        return {}
+
+
+def unknown(function: Callable[..., Any], attributes: dict[str, Any]) -> list[str]:
+    """Attributes that a function has no parameter for."""
+    parameters = parameters_of(function)
+    if any(p.kind == inspect.Parameter.VAR_KEYWORD for p in parameters.values()):
+        return []
+    return [name for name in attributes if name not in parameters]
 
 
 def many(function: Callable[..., Any]) -> Row:

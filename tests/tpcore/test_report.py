@@ -59,6 +59,8 @@ REPORT = {
     "weight_bytes_per_rank": list,
     "split_fraction": float,
     "unsplit": list,
+    "memory_per_rank": dict,
+    "predicted": dict,
 }
 
 
@@ -190,11 +192,15 @@ def test_the_text_groups_equal_reasons_and_shortens_lists() -> None:
             {"name": f"w{i}", "bytes": 1024, "share": 0.1, "reason": reason.format(i), "help": "x"}
             for i in range(5)
         ],
+        "memory_per_rank": {"weights": 4096, "states": 0, "activations": 1, "total": 4097},
+        "predicted": {"seconds": 2e-3, "exchange_seconds": 1e-3, "proven_cheapest": False},
     }
     text = report_text(report)
     assert "per rank       0 B to 4.0 KiB" in text and "collectives    none" in text
     assert "whole          5 weights, 5.0 KiB on every rank, 50.0% of all" in text
     assert text.count("to split it, x") == 1
+    assert "memory         4.0 KiB on the fullest rank: weights 4.0 KiB, activations 1 B" in text
+    assert "predicted      2 ms per run, 50% of it exchange; a cheaper plan is not" in text
     assert text.count("has no sharding rule") == 1 and "w0, w1, … (5)" in text
     assert "whole          nothing" in report_text({**report, "unsplit": []})
 
