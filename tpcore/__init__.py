@@ -1,33 +1,35 @@
 """Split an ONNX model over n ranks by tensor parallelism, run it on any backend, prove it equal.
 
     import tpcore
-    bundle = tpcore.shard("model.onnx", "bundle", tpcore.Options(tp=4))
-    result = tpcore.verify(bundle, "model.onnx")
-    assert result.equal
+    plan = tpcore.plan("model.onnx", tp=4, memory="16GiB")
+    bundle = tpcore.shard("model.onnx", "bundle", plan=plan)
+    assert tpcore.verify(bundle, "model.onnx").equal
 
 Nothing heavy is imported before it is used.
 """
 
 from __future__ import annotations
 
+import sys
 from importlib import import_module
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from tpcore.api import PlannedModel, plan, shard, verify
     from tpcore.bundle import Bundle, open_bundle
-    from tpcore.partition import Options, plan_model
-    from tpcore.shard import shard
-    from tpcore.verify import verify
+    from tpcore.partition import Options
 
-__all__ = ["Bundle", "Options", "open_bundle", "plan_model", "shard", "verify"]
+__all__ = ["Bundle", "Options", "PlannedModel", "open_bundle", "plan", "shard", "verify"]
 
 _HOMES = {
     "Bundle": "tpcore.bundle",
     "open_bundle": "tpcore.bundle",
     "Options": "tpcore.partition",
-    "plan_model": "tpcore.partition",
-    "shard": "tpcore.shard",
-    "verify": "tpcore.verify",
+    "PlannedModel": "tpcore.api",
+    "plan": "tpcore.api",
+    "shard": "tpcore.api",
+    "verify": "tpcore.api",
 }
 
 
@@ -35,3 +37,14 @@ def __getattr__(name: str) -> Any:
     if name not in _HOMES:
         raise AttributeError(f"module 'tpcore' has no attribute '{name}'")
     return getattr(import_module(_HOMES[name]), name)
+
+
+class _Package(ModuleType):
+    """Keeps `tpcore.shard` the function: importing a module of that name would take its place."""
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name not in _HOMES or not isinstance(value, ModuleType):
+            super().__setattr__(name, value)
+
+
+sys.modules[__name__].__class__ = _Package
