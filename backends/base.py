@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import onnx_ir as ir
@@ -59,6 +59,15 @@ class Step(Protocol):
     """One prepared segment: values by name in, values by name out."""
 
     def __call__(self, values: Mapping[str, Tensor]) -> dict[str, Tensor]: ...
+
+
+@runtime_checkable
+class WritesInto(Protocol):
+    """A step that can put outputs into tensors that are there already."""
+
+    def write_into(self, outputs: Mapping[str, Tensor]) -> None:
+        """From now on put these outputs into these tensors, which may be its inputs as well."""
+        ...
 
 
 class Executor(Protocol):

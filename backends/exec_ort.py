@@ -124,17 +124,37 @@ class OrtStep:
         self._run = session._sess.run_with_ort_values
         interface = (*session.get_inputs(), *session.get_outputs())
         self._has_numbers_only = all(_is_number(value.type) for value in interface)
+        self._into: dict[str, Any] = {}
+
+    def write_into(self, outputs: Mapping[str, Tensor]) -> None:
+        """From now on put these outputs into these tensors."""
+        self._into = {name: tensor.value for name, tensor in outputs.items()}
 
     def __call__(self, values: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Run the segment on the values it needs. Raises ExecutionError."""
         try:
             if not self._has_numbers_only:
                 return self._run_in_python(values)
+            if self._into:
+                return self._run_bound(values)
             feeds = {name: values[name].value for name in self._inputs}
             results = self._run(feeds, self._outputs, None)
         except Exception as error:
             raise _explain(error, self._graph, "run") from error
         return {name: OrtTensor(value) for name, value in zip(self._outputs, results)}
+
+    def _run_bound(self, values: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Run with some outputs in tensors that are there already."""
+        binding = _C.SessionIOBinding(self._session._sess)
+        for name in self._inputs:
+            binding.bind_ortvalue_input(name, values[name].value)
+        for name in self._outputs:
+            if name in self._into:
+                binding.bind_ortvalue_output(name, self._into[name])
+            else:
+                binding.bind_output(name, _CPU)
+        self._session._sess.run_with_iobinding(binding, None)
+        return {n: OrtTensor(value) for n, value in zip(self._outputs, binding.get_outputs())}
 
     def _run_in_python(self, values: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Run on what Python has for every type, as strings, sequences and maps need it."""

@@ -12,7 +12,7 @@ import onnx_ir as ir
 from graph.errors import ExecutionError, PlanError, TpcoreError
 from graph.weights import has_type
 
-from .base import Communicator, Executor, Tensor
+from .base import Communicator, Executor, Tensor, WritesInto
 from .base import Step as Prepared
 from .comm_local import run_together
 from .handshake import check_sequences, collective_sequence
@@ -86,9 +86,28 @@ class RankProgram:
         """
         check_inputs(self.program, inputs)
         began = time.perf_counter()
+        to_tensor = self._executor.to_tensor
+        outputs = self.read(self._run({n: to_tensor(array) for n, array in inputs.items()}))
+        self.seconds += time.perf_counter() - began
+        return outputs
+
+    def run_held(self, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Run on tensors of the executor, unchecked, and leave the outputs where it made them.
+
+        So an output can be the next run's input without a copy. Raises ExecutionError.
+        """
+        began = time.perf_counter()
+        outputs = self._run(inputs)
+        self.seconds += time.perf_counter() - began
+        return outputs
+
+    def write_into(self, outputs: Mapping[str, Tensor]) -> bool:
+        """From now on put these outputs into these tensors; False where the executor cannot."""
+        return _write_into(self._steps, outputs)
+
+    def _run(self, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
         monitor = self._monitor
-        values = {name: self._executor.to_tensor(array) for name, array in inputs.items()}
-        values.update(self._constants)
+        values = {**inputs, **self._constants}
         for index, (step, prepared) in enumerate(self._steps, self._first):
             monitor.enter(index)
             if prepared is not None:
@@ -98,15 +117,14 @@ class RankProgram:
             monitor.leave(index)
             for name in step.drop:
                 values.pop(name, None)
-        outputs = self._read_outputs(values)
-        self.seconds += time.perf_counter() - began
-        return outputs
+        return {name: values[name] for name in self.program.outputs}
 
-    def _read_outputs(self, values: Mapping[str, Tensor]) -> dict[str, np.ndarray]:
+    def read(self, tensors: Mapping[str, Tensor]) -> dict[str, np.ndarray]:
+        """Outputs of `run_held` as arrays."""
         last = self._first + len(self._steps)
         if self._communicator.asynchronous:
             self._monitor.enter(last)
-        outputs = {name: self._executor.to_array(values[name]) for name in self.program.outputs}
+        outputs = {name: self._executor.to_array(tensor) for name, tensor in tensors.items()}
         if self._communicator.asynchronous:
             self._monitor.leave(last)
         return outputs
@@ -154,6 +172,10 @@ class Lockstep:
         expose_all: bool = False,
     ) -> None:
         check_sequences([collective_sequence(model) for model in models])
+        self.seconds = 0.0
+        """Wall time of all runs so far."""
+        self.exchange_seconds = 0.0
+        """The part of it spent in collectives."""
         self._executor = executor
         self._programs = [cut(model, expose_all=expose_all) for model in models]
         self._steps = [_prepare(program, executor, threads) for program in self._programs]
@@ -163,11 +185,26 @@ class Lockstep:
         self, inputs: Sequence[Mapping[str, np.ndarray]], hook: Hook | None = None
     ) -> list[dict[str, np.ndarray]]:
         """Run all ranks on their inputs; outputs by name, per rank."""
-        to_tensor, to_array = self._executor.to_tensor, self._executor.to_array
-        values: list[dict[str, Tensor]] = []
-        for program, given, constants in zip(self._programs, inputs, self._constants):
+        to_tensor = self._executor.to_tensor
+        for program, given in zip(self._programs, inputs):
             check_inputs(program, given)
-            values.append({n: to_tensor(array) for n, array in given.items()} | constants)
+        tensors = [{n: to_tensor(array) for n, array in given.items()} for given in inputs]
+        return [self.read(outputs) for outputs in self.run_held(tensors, hook)]
+
+    def read(self, tensors: Mapping[str, Tensor]) -> dict[str, np.ndarray]:
+        """Outputs of `run_held` as arrays, of one rank."""
+        return {name: self._executor.to_array(tensor) for name, tensor in tensors.items()}
+
+    def write_into(self, outputs: Sequence[Mapping[str, Tensor]]) -> bool:
+        """As `RankProgram.write_into`, for every rank."""
+        return all([_write_into(*pair) for pair in zip(self._steps, outputs)])
+
+    def run_held(
+        self, inputs: Sequence[Mapping[str, Tensor]], hook: Hook | None = None
+    ) -> list[dict[str, Tensor]]:
+        """As `RankProgram.run_held`, for every rank."""
+        began = time.perf_counter()
+        values = [{**given, **held} for given, held in zip(inputs, self._constants)]
         queues = [iter(steps) for steps in self._steps]
         while True:
             waiting = [
@@ -177,8 +214,9 @@ class Lockstep:
             if waiting[0] is None:
                 break
             self._exchange([step for step in waiting if step is not None], values, hook)
+        self.seconds += time.perf_counter() - began
         return [
-            {name: to_array(held[name]) for name in program.outputs}
+            {name: held[name] for name in program.outputs}
             for program, held in zip(self._programs, values)
         ]
 
@@ -206,7 +244,9 @@ class Lockstep:
         operands = [
             self._executor.to_array(held[step.operand]) for step, held in zip(steps, values)
         ]
+        began = time.perf_counter()
         results = run_together(steps[0].op, operands)
+        self.exchange_seconds += time.perf_counter() - began
         for rank, (step, held, result) in enumerate(zip(steps, values, results)):
             held[step.result] = self._executor.to_tensor(result)
             self._show(rank, {step.result: held[step.result]}, hook)
@@ -282,6 +322,20 @@ def _prepare(program: Program, executor: Executor, threads: int) -> list[Prepare
         (step, executor.prepare(step.model, threads) if isinstance(step, Segment) else None)
         for step in program.steps
     ]
+
+
+def _write_into(steps: Sequence[PreparedStep], outputs: Mapping[str, Tensor]) -> bool:
+    """Have every step put its share of `outputs` there; none does unless all can."""
+    found: list[tuple[WritesInto, dict[str, Tensor]]] = []
+    for step, prepared in steps:
+        names = outputs.keys() & set(step.outputs if isinstance(step, Segment) else ())
+        if names and isinstance(prepared, WritesInto):
+            found.append((prepared, {name: outputs[name] for name in names}))
+    if sum(len(share) for _, share in found) < len(outputs):
+        return False
+    for prepared, share in found:
+        prepared.write_into(share)
+    return True
 
 
 def _constants(program: Program, executor: Executor) -> dict[str, Tensor]:

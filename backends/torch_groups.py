@@ -42,7 +42,7 @@ def meet_by_store(placement: Placement, run_dir: str | None) -> TorchCommunicato
             rank, size = placement.rank, placement.size
             store = dist.FileStore(str(Path(run_dir or ".") / STORE_FILE), size)
         _begin(store, rank, size)
-    return TorchCommunicator(dist.group.WORLD, _CPU)
+    return TorchCommunicator(None, _CPU)
 
 
 def gloo_ranks(meeting: Communicator) -> Communicator:
@@ -50,7 +50,7 @@ def gloo_ranks(meeting: Communicator) -> Communicator:
     if isinstance(meeting, TorchCommunicator):
         return meeting
     _begin_through(meeting)
-    return TorchCommunicator(dist.group.WORLD, _CPU, meeting)
+    return TorchCommunicator(None, _CPU, meeting)
 
 
 def device_ranks(

@@ -8,7 +8,7 @@ Exporting 800 MB through torch takes minutes and gigabytes; this streams random 
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -135,9 +135,8 @@ class _Builder:
         batch, sequence = self.shape.batch, self.shape.sequence
         rows, columns = np.meshgrid(np.arange(batch), np.arange(sequence), indexing="ij")
         places = np.stack([rows, columns], -1).reshape(batch, 1, 1, sequence, 2)
-        seen = self.op(
-            "GatherND", self.op("Cast", mask, to=ir.DataType.BOOL), self.constant(places)
-        )
+        held = self.op("Cast", mask, to=ir.DataType.BOOL)
+        seen = self.op("GatherND", held, self.constant(places))
         causal = np.tril(np.ones((1, 1, sequence, sequence), bool))
         return self.op("And", self.constant(causal, bool), seen)
 

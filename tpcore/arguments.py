@@ -131,6 +131,14 @@ def add_steering(parser: ArgumentParser) -> None:
         "the weights",
     )
     group.add_argument(
+        "--keep-split",
+        action="append",
+        default=[],
+        metavar="OUTPUT",
+        help="let every rank keep its part of an output instead of gathering it, e.g. logits, from "
+        "whose parts tpcore generate samples; may be repeated",
+    )
+    group.add_argument(
         "--shape",
         type=sizes,
         default={},
@@ -149,6 +157,26 @@ def add_tp(parser: ArgumentParser, required: bool) -> None:
         required=required,
         metavar="N",
         help="number of ranks to split over",
+    )
+
+
+def add_backend_options(parser: ArgumentParser) -> None:
+    """What the backend is asked for."""
+    group = parser.add_argument_group("the backend")
+    group.add_argument(
+        "--dtype",
+        choices=("fp32", "fp16", "bf16"),
+        help="compute in this type instead of the model's own (torch and devices)",
+    )
+    group.add_argument(
+        "--compile",
+        action="store_true",
+        help="compile before the first run: slower to start, faster to run (torch and devices)",
+    )
+    group.add_argument(
+        "--collectives",
+        choices=("gloo", "mpi"),
+        help="exchange through the host's memory, whatever the device",
     )
 
 

@@ -18,7 +18,6 @@ from pathlib import Path
 
 from backends import job, registry
 from backends.base import Backend
-from backends.launch import launch
 from backends.placement import detect_environment, threads_per_rank, usable_cores
 from graph.errors import ExecutionError, PlanError
 from tpcore.manifest import tool_version
@@ -26,7 +25,7 @@ from tpcore.measure import Bench, Found, Say
 from tpcore.planner.topology import COLLECTIVES, Device, Link, Points, Topology
 from tpcore.planner.topology_files import topology_to_json
 from tpcore.reshard import ReshardKind
-from tpcore.run import check_writable, tpcore_command
+from tpcore.run import check_writable, start_ranks
 
 TIMEOUT_SECONDS = 300.0
 LEAST_MEMORY_BYTES = 256 << 20
@@ -68,9 +67,9 @@ def _measure_job(backend: Backend, ranks: int, threads: int) -> Found:
     """Start the ranks of one job and read what its first rank writes."""
     with tempfile.TemporaryDirectory(prefix="tpcore-calibrate-") as folder:
         result = Path(folder, "found.json")
-        arguments = ["calibrate", "-o", str(result), "--backend", backend.name, "--as-rank"]
-        command = tpcore_command([*arguments, "--threads", str(threads)])
-        status = launch(command, ranks, TIMEOUT_SECONDS)
+        arguments = ["calibrate", "-o", str(result), "--backend", backend.name]
+        arguments += ["--as-rank", "--threads", str(threads)]
+        status = start_ranks(arguments, backend, ranks, TIMEOUT_SECONDS)
         if status or not result.is_file():
             raise ExecutionError(
                 f"measuring on {ranks} ranks ended with status {status}. What the ranks said "
@@ -81,7 +80,7 @@ def _measure_job(backend: Backend, ranks: int, threads: int) -> Found:
 
 def measure_as_rank(backend: Backend, threads: int, result: Path) -> None:
     """Measure as one rank of a job; the first one writes the result."""
-    ranks = job.join(TIMEOUT_SECONDS)
+    ranks = job.join(TIMEOUT_SECONDS, backend.communicator)
     first = ranks.rank == 0
     bench = Bench(
         backend.executor(),

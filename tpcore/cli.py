@@ -220,11 +220,12 @@ def _add_run(commands: Commands) -> None:
     parser = _command(
         commands,
         "run",
-        "run a bundle, or a model split in memory; starts its own ranks unless mpirun did",
+        "run a bundle, or a model split in memory; starts its own ranks unless mpirun or torchrun did",
         "mpirun -n 4 tpcore run bundle --backend cpu --inputs x.npz --outputs y.npz",
     )
     parser.add_argument("target", type=Path, help="bundle, or ONNX file with --tp")
     parser.add_argument("--backend", default="cpu", help="see tpcore doctor (default: cpu)")
+    arguments.add_backend_options(parser)
     arguments.add_tp(parser, required=False)
     arguments.add_steering(parser)
     parser.add_argument("--inputs", type=Path, metavar="NPZ", help="inputs (default: made up)")

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from backends import registry
+from backends.base import BackendOptions
 from backends.placement import detect_environment
 from graph.errors import PlanError
 from graph.text import graph_text
@@ -133,7 +134,8 @@ def verification_text(result: Verification) -> str:
 
 def run_command(args: argparse.Namespace) -> int:
     """`tpcore run`."""
-    backend = registry.get(args.backend)
+    asked = BackendOptions(args.dtype, args.compile, args.collectives)
+    backend = registry.get(args.backend, asked)
     options = options_of(args, args.tp) if args.tp is not None else None
     placement = detect_environment()
     first = placement.rank == 0
@@ -157,7 +159,7 @@ def run_command(args: argparse.Namespace) -> int:
         target = opened()
         given = inputs(target)
         if needs_launch(backend, target):
-            return start_ranks(args.argv, target.world_size, args.timeout)
+            return start_ranks(args.argv, backend, target.world_size, args.timeout)
         outputs = run_here(target, backend, given)
     if first:
         _deliver(args, outputs)

@@ -7,7 +7,7 @@ of the table; a mask is all ones, positions count up.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -26,7 +26,7 @@ KEEPS_VALUES = {"Cast", "Identity", "Reshape", "Squeeze", "Unsqueeze", "Flatten"
 
 @dataclass(frozen=True)
 class InputSpec:
-    """What an input must look like; a manifest holds one per graph input."""
+    """What an input or output looks like; a manifest holds one of each."""
 
     name: str
     dtype: str
@@ -44,7 +44,7 @@ class InputSpec:
 
 
 def input_spec(entry: Mapping[str, Any]) -> InputSpec:
-    """One entry of the manifest's `inputs`."""
+    """One entry of the manifest's `inputs` or `outputs`."""
     shape = entry["shape"]
     return InputSpec(
         entry["name"], entry["dtype"], None if shape is None else tuple(shape), entry["rows"]
@@ -54,14 +54,25 @@ def input_spec(entry: Mapping[str, Any]) -> InputSpec:
 def describe_inputs(graph: ir.Graph, shapes: Shapes) -> list[InputSpec]:
     """What every input of `graph` must look like."""
     return [
-        InputSpec(
-            value.name or "",
-            (value.dtype or ir.DataType.FLOAT).name,
-            _known_shape(shapes.dims[value], shapes) if value in shapes.dims else None,
-            _table_rows(value, shapes) if value.dtype and value.dtype.is_integer() else None,
+        replace(
+            _described(value, shapes),
+            rows=_table_rows(value, shapes) if value.dtype and value.dtype.is_integer() else None,
         )
         for value in graph.inputs
     ]
+
+
+def describe_outputs(graph: ir.Graph, shapes: Shapes) -> list[InputSpec]:
+    """What every output of `graph` looks like."""
+    return [_described(value, shapes) for value in graph.outputs]
+
+
+def _described(value: ir.Value, shapes: Shapes) -> InputSpec:
+    return InputSpec(
+        value.name or "",
+        (value.dtype or ir.DataType.FLOAT).name,
+        _known_shape(shapes.dims[value], shapes) if value in shapes.dims else None,
+    )
 
 
 def _known_shape(dims: Dims, shapes: Shapes) -> tuple[int | str, ...]:

@@ -50,6 +50,8 @@ class Options:
     """Name or path of what the ranks run on."""
     pins: Mapping[str, str] = field(default_factory=dict)
     """Pattern of names -> word or placement, see `tpcore.planner.steer`."""
+    split_outputs: Sequence[str] = ()
+    """Outputs of which every rank may keep its part, as sampling from logits allows."""
 
     @property
     def request(self) -> Request:
@@ -62,7 +64,8 @@ class Options:
         memory = self.memory
         if memory is None and self.topology != DEFAULT_TOPOLOGY:
             memory = int(topology.device.memory_bytes)
-        return Request(self.tp, preset, topology, memory, self.pins)
+        outputs = tuple(self.split_outputs)
+        return Request(self.tp, preset, topology, memory, self.pins, split_outputs=outputs)
 
 
 @dataclass(frozen=True)

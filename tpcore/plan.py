@@ -18,7 +18,7 @@ from graph.mesh import Mesh
 from graph.shapes import Shapes
 from tpcore.annotations import NOT_ANNOTATED, Annotated
 from tpcore.planner.memory import NOTHING_HELD, MemoryUse
-from tpcore.planner.options import Choices, find_states, placement_text
+from tpcore.planner.options import Choices, placement_text
 from tpcore.sharding import Sharding
 from tpcore.strategies import StrategySpace
 from tpcore.workload import ANY_WORK, Work
@@ -44,6 +44,8 @@ class Plan:
     """Value name -> placement text that was prescribed."""
     names: Mapping[ir.Value, str] = field(default_factory=dict)
     """Names that values have in the canonical model, before reshards take some of them over."""
+    states: Mapping[ir.Value, ir.Value] = field(default_factory=dict)
+    """Graph input -> output pairs that carry a state."""
     memory: MemoryUse = NOTHING_HELD
     """What the fullest rank holds."""
     work: Work = ANY_WORK
@@ -59,11 +61,6 @@ class Plan:
     def sizes(self) -> Mapping[str, int]:
         """Sizes of symbolic dims that costs were computed for."""
         return self.work.sizes
-
-    @property
-    def states(self) -> dict[ir.Value, ir.Value]:
-        """Graph input -> output pairs that carry a state."""
-        return find_states(self.model.graph)
 
     def to_json(self) -> dict[str, Any]:
         """The plan as plain data: mesh, value -> placement, node -> strategy."""

@@ -31,6 +31,7 @@ def options_of(args: argparse.Namespace, ranks: int, dump: Path | None = None) -
         tokens=args.workload,
         topology=args.topology,
         pins=dict(args.pin),
+        split_outputs=tuple(args.keep_split),
     )
 
 

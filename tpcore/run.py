@@ -41,15 +41,16 @@ def needs_launch(backend: Backend, target: Target) -> bool:
         return False
     if placement.launcher:
         raise BundleError(
-            f"'{target.name}' is for {target.world_size} ranks but the MPI launcher started 1. "
+            f"'{target.name}' is for {target.world_size} ranks but the launcher started 1. "
             f"Start {target.world_size} ranks with it, or run tpcore without it."
         )
     return True
 
 
-def start_ranks(argv: Sequence[str], ranks: int, timeout_seconds: float) -> int:
-    """Start `tpcore argv` on `ranks` ranks; returns the exit status of the job."""
-    return launch(tpcore_command(argv), ranks, timeout_seconds)
+def start_ranks(argv: Sequence[str], backend: Backend, ranks: int, timeout_seconds: float) -> int:
+    """Start `tpcore argv` on `ranks` ranks of a backend; returns the exit status of the job."""
+    launcher = backend.launcher() if backend.launcher is not None else None
+    return launch(tpcore_command(argv), ranks, timeout_seconds, launcher=launcher)
 
 
 def tpcore_command(argv: Sequence[str]) -> list[str]:
@@ -95,7 +96,7 @@ def run_as_rank(
     Every rank takes part in the handshake even if it could not open its files, so that no other
     rank waits for it.
     """
-    ranks = job.join(timeout_seconds)
+    ranks = job.join(timeout_seconds, backend.communicator)
 
     def prepare() -> tuple[Prepared, RankInfo, list[str]]:
         target = opened()
@@ -140,7 +141,8 @@ def _gathered(ranks: job.Job, text: str, array: np.ndarray) -> np.ndarray:
     held = read_held(text)
     if held.is_replicated or ranks.size == 1:
         return array
-    return ranks.communicator.run(held.gather, np.asarray(array, order="C"))
+    whole: np.ndarray = ranks.communicator.run(held.gather, np.asarray(array, order="C"))
+    return whole
 
 
 def load_inputs(

@@ -12,7 +12,7 @@ import onnx_ir as ir
 
 from graph.safetensors_file import Progress
 from tpcore.bundle import Bundle, open_bundle, refuse_existing, write_bundle
-from tpcore.inputs import describe_inputs
+from tpcore.inputs import describe_inputs, describe_outputs
 from tpcore.insert_reshards import ShardedGraph
 from tpcore.manifest import source_digest
 from tpcore.partition import Options, plan_models, rank_models, shard_plan
@@ -49,8 +49,8 @@ class Split:
             "source": {"name": source.name, "sha256": source_digest(source)},
             "mesh": dict(self.sharded.mesh.axes),
             "inputs": [asdict(spec) for spec in describe_inputs(graph, self.sharded.shapes)],
-            "outputs": [value.name for value in graph.outputs],
-            "states": {past.name: present.name for past, present in plan.states.items()},
+            "outputs": [asdict(spec) for spec in describe_outputs(graph, self.sharded.shapes)],
+            "states": state_names(plan),
             "programs": [program.to_json() for program in programs],
             "report": dict(self.report),
         }
@@ -61,6 +61,11 @@ def program_of(sharded: ShardedGraph) -> Program:
     work = sharded.plan.work
     shardings = {name: placement_text(held) for name, held in sharded.shardings.items()}
     return Program(work.name, dict(work.sizes), dict(work.sample), shardings)
+
+
+def state_names(plan: Plan) -> dict[str, str]:
+    """Names of the inputs that carry a state -> names of the outputs that they come from."""
+    return {plan.names[past]: plan.names[present] for past, present in plan.states.items()}
 
 
 def split_models(path: Path, options: Options) -> list[Split]:

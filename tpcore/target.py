@@ -13,12 +13,12 @@ import onnx_ir as ir
 
 from graph.errors import PlanError
 from tpcore.bundle import Bundle, open_bundle
-from tpcore.inputs import InputSpec, describe_inputs, input_spec
+from tpcore.inputs import InputSpec, describe_inputs, describe_outputs, input_spec
 from tpcore.localize import localize
 from tpcore.manifest import FORMAT_VERSION, source_digest
 from tpcore.partition import Options, plan_models, shard_plan
 from tpcore.program import Program, choose_program
-from tpcore.shard import program_of
+from tpcore.shard import program_of, state_names
 
 
 @dataclass(frozen=True)
@@ -31,6 +31,9 @@ class Target:
     """Equal on two ranks only if they run the same thing."""
     world_size: int
     inputs: list[InputSpec]
+    outputs: list[InputSpec]
+    states: Mapping[str, str]
+    """Inputs that carry a state from one run to the next -> the outputs that they come from."""
     programs: Sequence[Program]
     load_rank: Callable[[int, str], ir.Model]
     """Reads the graph of one rank for a program; weights are mapped or read when asked for."""
@@ -70,6 +73,8 @@ def _from_bundle(bundle: Bundle) -> Target:
         id=bundle.id,
         world_size=bundle.world_size,
         inputs=[input_spec(entry) for entry in bundle.manifest["inputs"]],
+        outputs=[input_spec(entry) for entry in bundle.manifest["outputs"]],
+        states=bundle.manifest["states"],
         programs=bundle.programs,
         load_rank=bundle.load_rank,
     )
@@ -85,6 +90,8 @@ def _from_model(path: Path, options: Options) -> Target:
         id=identity,
         world_size=options.tp,
         inputs=describe_inputs(splits[0].model.graph, splits[0].shapes),
+        outputs=describe_outputs(splits[0].model.graph, splits[0].shapes),
+        states=state_names(splits[0].plan),
         programs=[program_of(sharded) for sharded in splits],
         load_rank=lambda rank, program: localize(by_name[program], rank),
     )

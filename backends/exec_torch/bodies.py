@@ -43,6 +43,9 @@ def _body_of(node: ir.Node, opset: int) -> ir.Function | None:
         schema = onnx.defs.get_schema(node.op_type, opset, node.domain)
     except onnx.defs.SchemaError:
         return None
+    for name, known in schema.attributes.items():
+        if name not in node.attributes and known.default_value.name:
+            node.attributes[name] = ir.serde.deserialize_attribute(known.default_value)
     if schema.has_function:
         body = schema.get_function_with_opset_version(opset)
     elif schema.has_context_dependent_function:

@@ -58,9 +58,11 @@ def _to_power_of_two(x: Tensor, round_mode: str, saturate: bool) -> Tensor:
     return made.to(torch.uint8).view(torch.float8_e8m0fnu)
 
 
-def cast_like(x: Tensor, like: Tensor, *, saturate: int = 1, round_mode: str = "up") -> Tensor:
+def cast_like(
+    x: Tensor, like: Tensor, *, made: Any = None, saturate: int = 1, round_mode: str = "up"
+) -> Tensor:
     """The numbers of x in the type of another tensor."""
-    return cast(x, to=like.dtype, saturate=saturate, round_mode=round_mode)
+    return cast(x, to=made or like.dtype, saturate=saturate, round_mode=round_mode)
 
 
 def bit_cast(x: Tensor, *, to: Any) -> Tensor:

@@ -236,11 +236,14 @@ def _both(function: Callable[..., Tensor], keep: bool = True) -> Row:
 
 
 _UNARY = """Abs=abs Acos=acos Acosh=acosh Asin=asin Asinh=asinh Atan=atan Atanh=atanh
-BitwiseNot=bitwise_not Ceil=ceil Cos=cos Cosh=cosh Erf=erf Exp=exp Floor=floor IsNaN=isnan Log=log
+Ceil=ceil Cos=cos Cosh=cosh Erf=erf Exp=exp Floor=floor IsNaN=isnan Log=log
 Neg=neg Not=logical_not Reciprocal=reciprocal Relu=relu Round=round Sigmoid=sigmoid Sign=sign
 Sin=sin Sinh=sinh Sqrt=sqrt Tan=tan Tanh=tanh"""
-_PAIRS = """And=logical_and Or=logical_or Xor=logical_xor BitwiseAnd=bitwise_and
-BitwiseOr=bitwise_or BitwiseXor=bitwise_xor"""
+_PAIRS = "And=logical_and Or=logical_or Xor=logical_xor"
+_BITS = {
+    f"Bitwise{op}": f"bitwise_{name}"
+    for op, name in (("And", "and"), ("Not", "not"), ("Or", "or"), ("Xor", "xor"))
+}
 
 
 def _by_name(text: str) -> Rows:
@@ -251,6 +254,7 @@ def _by_name(text: str) -> Rows:
 STANDARD: Rows = {
     **_by_name(_UNARY),
     **_by_name(_PAIRS),
+    **{op: _in_int64(getattr(torch, name)) for op, name in _BITS.items()},
     "Add": _both(operator.add),
     "Sub": _both(operator.sub),
     "Mul": _both(operator.mul),

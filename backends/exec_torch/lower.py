@@ -12,7 +12,6 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import onnx_ir as ir
 import torch
 from torch import fx
@@ -24,7 +23,7 @@ from .plain_rows import PLAIN_ROWS, Dims, PlainRow, shape_of, shape_of_plain, si
 from .row import Row, unknown
 from .table import row_of
 from .tensors import FLOATS, Tensor, to_torch
-from .types import Types, wide_values
+from .kinds import Types, wide_values
 from .wanted import wanted_plain
 
 MAX_PLAIN = 64
@@ -105,7 +104,7 @@ class Lowering:
 
     def add_input(self, value: ir.Value, dims: Dims | None = None) -> None:
         """An argument of the module: a tensor, or plain where `dims` says so."""
-        held = self._placeholder(value.name or "", dims)
+        held = self._placeholder(dims)
         held.dtype = self.types.of(value.dtype) if value.dtype is not None else None
         self._held[value] = held
 
@@ -126,9 +125,9 @@ class Lowering:
         self.fx.output(tuple(outputs))
         return fx.GraphModule(self.attributes, self.fx)
 
-    def _placeholder(self, name: str, dims: Dims | None) -> Held:
+    def _placeholder(self, dims: Dims | None) -> Held:
         with self.fx.inserting_after(self._last):
-            made = self.fx.placeholder(f"{name}_{len(self.fx.nodes)}" if self.parent else name)
+            made = self.fx.placeholder(f"value_{len(self.fx.nodes)}")
         self._last = made
         return Held(plain=made, dims=dims) if dims is not None else Held(tensor=made)
 
@@ -144,7 +143,7 @@ class Lowering:
         if outer.constant is not None:
             held = Held(plain=outer.plain, dims=outer.dims, constant=outer.constant)
         else:
-            held = self._placeholder(f"outer_{value.name}", outer.dims)
+            held = self._placeholder(outer.dims)
             self.captured.append(outer)
         held.dtype, held.wide = outer.dtype, outer.wide
         self._held[value] = held
@@ -187,10 +186,7 @@ class Lowering:
         return made
 
     def _hold_constant(self, value: ir.Value, tensor: ir.TensorProtocol) -> None:
-        array = tensor.numpy()
-        if tensor.dtype.bitwidth < 8 or array.dtype.kind in "OSU":
-            array = np.asarray(array)
-        contents = to_torch(array.reshape(tensor.shape.numpy()))
+        contents = to_torch(tensor.numpy().reshape(tensor.shape.numpy()))
         kind = self.types.of(tensor.dtype, value in self._wide)
         self._hold(value, contents, kind if tensor.dtype.is_floating_point() else contents.dtype)
 
@@ -243,7 +239,9 @@ class Lowering:
         is_wanted = not row.grows or any(value in self._wanted for value in node.outputs)
         if dims is None or not is_wanted or unknown(row.function, attributes):
             return False
-        dtype = attributes.get("to") or row.gives or given[-1].dtype
+        dtype = attributes.get("to") or row.gives or given[node.op_type == "Where"].dtype
+        if node.op_type == "ConstantOfShape":
+            dtype = attributes.get("value", (0.0, torch.float32))[1]
         if not isinstance(dtype, torch.dtype) or (row.grows and dtype.is_floating_point):
             return False
         self._emit_plain(node, row, [h and h.plain for h in operands], attributes, dims, dtype)
@@ -293,7 +291,7 @@ class Lowering:
             raise NotImplementedError(f"no meaning for the attributes {', '.join(extra)}")
         attributes.update(self._extras(node, row, wide))
         operands = [None if value is None else self.find(value) for value in node.inputs]
-        if not self._fold(node, row, operands, attributes):
+        if not self._fold(node, row, operands, attributes, wide):
             made = self.call(row.function, self._operands(row, operands, wide), attributes)
             self._hold_results(node, row, made, wide)
 
@@ -314,15 +312,16 @@ class Lowering:
         return given
 
     def _fold(
-        self, node: ir.Node, row: Row, operands: list[Held | None], attributes: dict[str, Any]
-    ) -> bool:
+        self, node: ir.Node, row: Row, operands: list[Held | None], attributes: dict[str, Any],
+        wide: bool,
+    ) -> bool:  # fmt: skip
         """Compute now what depends on constants alone; whether that was done."""
         given = [held for held in operands if held is not None]
         known = [held.constant for held in given if held.constant is not None]
         if not given or len(known) < len(given) or node.op_type in NOT_FOLDED:
             return False
         read = [
-            None if held is None else self.plain(held) if place in row.plain else held.constant
+            None if held is None else self._known(held, place in row.plain, wide)
             for place, held in enumerate(operands)
         ]
         with torch.no_grad():
@@ -335,6 +334,16 @@ class Lowering:
             if one is not None:
                 self._hold(value, one, one.dtype)
         return True
+
+    def _known(self, held: Held, as_plain: bool, wide: bool) -> Any:
+        """A constant as a folded op reads it."""
+        if as_plain or self.types.dtype is None or held.wide == wide:
+            return self.plain(held) if as_plain else held.constant
+        return cast_floats(held.constant, torch.float32 if wide else self.types.dtype)
+
+    def child(self, graph: ir.Graph) -> Lowering:
+        """The lowering of a body, which may read what is held here."""
+        return Lowering(graph, self.types, self.device, self.opset, self)
 
     def _hold_results(self, node: ir.Node, row: Row, made: Any, wide: bool) -> None:
         for index, value in enumerate(node.outputs):

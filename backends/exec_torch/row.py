@@ -30,9 +30,14 @@ class Row:
     """Whether it returns a tuple of results, however many are read."""
 
     @cached_property
+    def parameters(self) -> dict[str, inspect.Parameter]:
+        """What the function takes, by name."""
+        return parameters_of(self.function)
+
+    @cached_property
     def extras(self) -> tuple[str, ...]:
         """The parameters that are no operands and no attributes."""
-        return tuple(name for name in EXTRAS if name in parameters_of(self.function))
+        return tuple(name for name in EXTRAS if name in self.parameters)
 
 
 Rows = dict[str, Row | Callable[..., Any]]

@@ -76,8 +76,8 @@ def to_torch(array: np.ndarray) -> Tensor:
 
 def to_numpy(tensor: Tensor) -> np.ndarray:
     """A view of a tensor's memory, or a copy where that lies on a device."""
-    tensor = tensor.detach().cpu()
     kind = getattr(tensor, "carries", None)
+    tensor = tensor.detach().cpu()
     if kind is not None:
         return np.asarray(tensor.numpy().astype(kind))
     if tensor.dtype in _BACK:

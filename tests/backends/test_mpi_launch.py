@@ -3,21 +3,26 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
 
 from backends.launcher import find_launcher
 from graph.errors import BackendUnavailable
-
-ROOT = Path(__file__).resolve().parents[2]
-LIMIT_SECONDS = 10.0
+from tests.backends.faulty import (
+    LIMIT_SECONDS,
+    ROOT,
+    Faulty,
+    environment,
+    messages,
+    wait_for_pids,
+    wait_for_reports,
+    wait_until_gone,
+)
 
 try:
     LAUNCHER = find_launcher()
@@ -25,87 +30,16 @@ except BackendUnavailable as unavailable:
     pytest.skip(str(unavailable), allow_module_level=True)
 
 
-def environment(tmp_path: Path) -> dict[str, str]:
-    paths = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
-    return {
-        **os.environ,
-        **LAUNCHER.environment(),
-        "PYTHONPATH": paths,
-        "TMPDIR": str(tmp_path),
-        "MPIEXEC_TIMEOUT": "300",
-    }
-
-
 @pytest.mark.parametrize("ranks", [2, 4])
 def test_the_mpi_suites_pass(ranks: int, tmp_path: Path) -> None:
     argv = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", "tests/mpi"]
     done = subprocess.run(
         LAUNCHER.command(argv, ranks),
-        cwd=ROOT, env=environment(tmp_path), capture_output=True, text=True, timeout=300,
+        cwd=ROOT, env=environment(tmp_path, LAUNCHER), capture_output=True, text=True, timeout=300,
         check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-4000:]
     assert re.search(r"\d+ passed", done.stdout)
-
-
-def _heed_interrupts() -> None:
-    """A test run started in the background ignores SIGINT, and its children would inherit that."""
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
-
-
-class Faulty:
-    """A started job of the fault program, by our launcher or by MPI's."""
-
-    def __init__(self, how: str, fault: str, ranks: int, timeout: float, tmp_path: Path) -> None:
-        program = [sys.executable, "-m", "tests.backends.fault_program", fault, str(timeout)]
-        call = f"launch({program}, {ranks}, {timeout})"
-        code = f"from backends.launch import launch; raise SystemExit({call})"
-        ours = [sys.executable, "-c", code]
-        self.tmp_path = tmp_path
-        self.began = time.monotonic()
-        self.process = subprocess.Popen(
-            ours if how == "launch" else LAUNCHER.command(program, ranks),
-            cwd=ROOT, env=environment(tmp_path), stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-            preexec_fn=_heed_interrupts,
-        )  # fmt: skip
-
-    def finish(self) -> tuple[int, str, str, float]:
-        """Status, stdout, stderr and seconds; no process and no shared memory is left."""
-        out, err = self.process.communicate(timeout=60)
-        seconds = time.monotonic() - self.began
-        pids = [json.loads(p.read_text())["pid"] for p in self.tmp_path.rglob("rank*.flight.json")]
-        wait_until_gone(pids)
-        return self.process.returncode, out, err, seconds
-
-
-def runs(pid: int) -> bool:
-    """Whether a process exists and has not ended."""
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in "ZX"
-    except OSError:
-        return False
-
-
-def wait_until_gone(pids: list[int]) -> None:
-    """MPI's launcher may be back a few milliseconds before its last rank has ended."""
-    deadline = time.monotonic() + 2
-    while left := [pid for pid in pids if runs(pid)]:
-        assert time.monotonic() < deadline, f"ranks are left: {left}"
-        time.sleep(0.01)
-
-
-def wait_for_reports(tmp_path: Path, ranks: int) -> list[Path]:
-    """Under MPI's launcher the process that writes them may outlive it by a moment."""
-    deadline = time.monotonic() + 2
-    while len(found := sorted(tmp_path.rglob("rank*.flight.json"))) < ranks:
-        assert time.monotonic() < deadline, f"only {found}"
-        time.sleep(0.01)
-    return found
-
-
-def messages(text: str) -> list[str]:
-    return [line for line in text.splitlines() if "error:" in line]
 
 
 TEXTS = {
@@ -185,15 +119,3 @@ def test_ending_our_launcher_ends_the_ranks(
     job.process.communicate(timeout=20)
     assert job.process.returncode != 0
     wait_until_gone(pids)
-
-
-def wait_for_pids(tmp_path: Path, ranks: int) -> list[int]:
-    """Process ids of the ranks once all of them have a program."""
-    deadline = time.monotonic() + 30
-    while time.monotonic() < deadline:
-        files = [p for p in tmp_path.rglob("rank?.json")]
-        described = [json.loads(path.read_text()) for path in files]
-        if len(described) == ranks and all(len(d["places"]) > 2 for d in described):
-            return [d["pid"] for d in described]
-        time.sleep(0.02)
-    raise AssertionError("the ranks did not start")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 
 import onnx_ir as ir
@@ -30,16 +30,41 @@ class Choices:
 
 
 def find_states(graph: ir.Graph) -> dict[ir.Value, ir.Value]:
-    """Graph input -> graph output pairs that carry a state from one run to the next."""
+    """Graph input -> graph output pairs that carry a state from one run to the next.
+
+    What an op carries from its operand to its result is one; so are an input and an output that are
+    named as exporters name caches and look alike.
+    """
     states: dict[ir.Value, ir.Value] = {}
     for node in graph:
         spec = OPS.get((node.domain, node.op_type))
-        for operand, result in spec.states if spec else ():
+        for operand, result in spec.states if spec and spec.carries(node) else ():
             if operand < len(node.inputs) and result < len(node.outputs):
                 past, present = node.inputs[operand], node.outputs[result]
                 if past is not None and past.is_graph_input() and present.is_graph_output():
                     states[past] = present
+    outputs = {v.name: v for v in graph.outputs if v not in states.values()}
+    for past in graph.inputs:
+        names = [] if past in states else _present_names(past.name or "")
+        alike = [outputs[name] for name in names if name in outputs]
+        if alike and _look_alike(past, alike[0]):
+            states[past] = alike[0]
     return states
+
+
+def _present_names(past: str) -> list[str]:
+    """How exporters name the output that belongs to the input `past`, the likeliest first."""
+    words = [("past_key_values", "present"), ("past_key_values", "present_key_values")]
+    return [past.replace(*pair, 1) for pair in [*words, ("past", "present")] if pair[0] in past]
+
+
+def _look_alike(past: ir.Value, present: ir.Value) -> bool:
+    """Whether two values have one type, and equal sizes wherever both are constant."""
+    if past.dtype != present.dtype or past.shape is None or present.shape is None:
+        return False
+    pairs = list(zip(past.shape, present.shape))
+    sizes_agree = all(a == b for a, b in pairs if isinstance(a, int) and isinstance(b, int))
+    return len(past.shape) == len(present.shape) and sizes_agree
 
 
 def captured(graph: ir.Graph) -> set[ir.Value]:
@@ -53,13 +78,22 @@ def is_captured(graph: ir.Graph, value: ir.Value) -> bool:
     return any(user.graph is not graph for user, _ in value.uses())
 
 
-def options_of(space: StrategySpace, states: Mapping[ir.Value, ir.Value]) -> Choices:
-    """All strategies of every node and all placements of every value; nothing is chosen yet."""
+def options_of(
+    space: StrategySpace,
+    states: Mapping[ir.Value, ir.Value],
+    split_outputs: Collection[str] = (),
+) -> Choices:
+    """All strategies of every node and all placements of every value; nothing is chosen yet.
+
+    Inputs come whole and outputs leave whole, but for states and the last dim of `split_outputs`.
+    """
     choices = Choices()
     hubs: dict[ir.Value, dict[Placement, None]] = {}
     fixed = set(space.graph.inputs) - states.keys()
     fixed |= set(space.graph.outputs) - set(states.values())
     fixed |= captured(space.graph)
+    parted = {value for value in space.graph.outputs if value.name in split_outputs}
+    fixed -= parted - captured(space.graph)
     for value in [*space.graph.inputs, *space.graph.initializers.values()]:
         hubs[value] = {REPLICATE: None}
     for node in space.graph:
@@ -69,10 +103,18 @@ def options_of(space: StrategySpace, states: Mapping[ir.Value, ir.Value]) -> Cho
         for strategy in choices.strategies[node]:
             places = [*zip(node.inputs, strategy.operands), *zip(node.outputs, strategy.results)]
             for operand, place in places:
-                if operand is not None and operand not in fixed:
+                if operand is None or operand in fixed:
+                    continue
+                if operand not in parted or _splits_last(space.sharding(operand, place), operand):
                     hubs[operand][place] = None
     choices.hubs = {value: list(places) for value, places in hubs.items()}
     return choices
+
+
+def _splits_last(sharding: Sharding, value: ir.Value) -> bool:
+    """Whether every rank holds a part of its own of the last dim, and nothing else is split."""
+    is_last = value.shape is not None and sharding.dims == (len(value.shape) - 1,)
+    return is_last and bool(sharding.layouts) and not sharding.overlaps
 
 
 def pin(space: StrategySpace, choices: Choices, pins: Mapping[str, str]) -> None:

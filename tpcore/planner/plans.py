@@ -50,6 +50,8 @@ class Request:
     """Pattern of names -> word or placement, see `tpcore.planner.steer`."""
     asked: Asked = NOTHING_ASKED
     """What the model's annotations ask of single nodes and values."""
+    split_outputs: tuple[str, ...] = ()
+    """Outputs of which every rank may keep its part of the last dim."""
 
 
 def make_plan(
@@ -137,6 +139,7 @@ def _plan(model: ir.Model, shapes: Shapes, problem: Problem, fitted: Fitted, wor
         choices=choices,
         pinned=problem.pinned,
         names={value: value.name or "" for value in choices.hub},
+        states=problem.states,
         memory=fitted.memory,
         work=work,
     )
@@ -152,7 +155,8 @@ def problem_of(model: ir.Model, shapes: Shapes, works: Sequence[Work], request: 
     space = StrategySpace(model.graph, solve_factors(model.graph, shapes), request.ranks, nothing)
     _check_ranks(space, model, request.ranks)
     states = find_states(model.graph)
-    options = options_of(space, states)
+    _check_outputs(model.graph, request.split_outputs)
+    options = options_of(space, states, request.split_outputs)
     pins = {**_preset_pins(space, options, request), **resolve(space, options, request.pins)}
     pin(space, options, pins)
     ask(space, options, request.asked)
@@ -259,6 +263,16 @@ def _check_sizes(shapes: Shapes, sizes: Mapping[str, int]) -> None:
                 f"--shape names '{name}', which is no dim of the model. "
                 f"Symbolic dims of this model: {', '.join(sorted(known)) or 'none'}."
             )
+
+
+def _check_outputs(graph: ir.Graph, names: Sequence[str]) -> None:
+    known = [value.name or "" for value in graph.outputs]
+    unknown = [f"'{name}'" for name in names if name not in known]
+    if unknown:
+        raise PlanError(
+            f"--keep-split names {' and '.join(unknown)}, which is no output of the model. "
+            f"Outputs of this model: {', '.join(known)}."
+        )
 
 
 def _check_ranks(space: StrategySpace, model: ir.Model, ranks: int) -> None:

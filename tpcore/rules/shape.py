@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import onnx_ir as ir
+
 from graph.dims import Dim, Dims, divide
 from graph.shape_rules import slice_bounds
 from graph.shapes import Context
@@ -17,6 +19,9 @@ from tpcore.rules.spec import (
     names,
     ones_as_1,
 )
+
+MIN_CACHE_DIMS = 3
+"""A cache has batch, length and features; what grows with fewer dims is a mask or a list."""
 
 
 def transpose(c: Context) -> Rule:
@@ -161,6 +166,14 @@ def concat(c: Context) -> Rule:
     return make(f"{', '.join(texts)} -> {' '.join(out)}", sizes)
 
 
+def grows(node: ir.Node) -> bool:
+    """Whether a Concat makes its first operand longer where that has any length, as a cache has."""
+    past, axis = node.inputs[0], node.attributes.get("axis")
+    if past is None or past.shape is None or axis is None or len(past.shape) < MIN_CACHE_DIMS:
+        return False
+    return not isinstance(past.shape[axis.as_int()], int)
+
+
 def split(c: Context) -> Rule:
     """`d0 (x|y|z) -> d0 x, d0 y, d0 z`."""
     dims = c.dims(0)
@@ -203,7 +216,7 @@ SHAPE_OPS: dict[tuple[str, str], OpSpec] = {
     ("", "Expand"): OpSpec(expand, linear=((0,),), localize=localizers.shape_operand),
     ("", "Reshape"): OpSpec(reshape, linear=((0,),), localize=localizers.shape_operand),
     ("", "Slice"): OpSpec(slice_, linear=((0,),), localize=localizers.slice_bounds),
-    ("", "Concat"): OpSpec(concat, linear=(ALL,)),
+    ("", "Concat"): OpSpec(concat, linear=(ALL,), states=((0, 0),), carries=grows),
     ("", "Split"): OpSpec(split, linear=((0,),), localize=localizers.split_sizes),
     ("", "Gather"): OpSpec(gather, linear=((0,),), localize=localizers.masked_gather),
     ("", "Shape"): OpSpec(

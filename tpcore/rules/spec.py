@@ -6,6 +6,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+import onnx_ir as ir
+
 from graph.dims import Dim, Dims
 from graph.shapes import Context
 from tpcore.rule import Rule, RuleSyntaxError, parse
@@ -39,6 +41,8 @@ class OpSpec:
     """The result depends on the operand's shape alone, so any placement of the operand will do."""
     states: tuple[tuple[int, int], ...] = ()
     """(operand, result) pairs that carry a state from one run to the next, as a KV cache does."""
+    carries: Callable[[ir.Node], bool] = lambda node: True
+    """Whether they do so in this node."""
 
     def rule_of(self, context: Context) -> Rule | None:
         """The rule of a node, None where its shapes are not known well enough or not the op's."""
