@@ -6,7 +6,8 @@ inputs and two outputs: OrtValues 4 us, an IOBinding bound again 10 us, numpy ar
 
 Weights above `INLINE_BYTES` are handed to a session beside a model that only names them:
 - memory-mapped ones are given twice, as external initializers (so that the optimizer can read them)
-  and as user-owned initializers (so that the session uses the mapped pages and makes no copy);
+  and as user-owned initializers (so that the session uses the mapped pages and makes no copy), but
+  only before ops whose weights no optimizer rewrites: it would rewrite its own and read ours;
 - ones that were read into memory are given as external initializers only: the session makes the one
   copy it needs (packed for MatMul, or plain) and ours is let go.
 """
@@ -15,6 +16,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -25,7 +27,15 @@ from graph.errors import ExecutionError
 
 from .as_written import drop_rounding
 from .base import Tensor
-from .given_weights import inlined, large_weights, mapping_of, named_only, release_pages
+from .given_weights import (
+    give_back_freed_memory,
+    inlined,
+    large_weights,
+    mapping_of,
+    named_only,
+    release_pages,
+    used_as_given,
+)
 from .placement import local_ranks, usable_cores
 
 _C = ort.capi._pybind_state
@@ -79,6 +89,8 @@ class OrtExecutor:
         mapped = [pair for pair in given if mapping_of(pair[1]) is not None]
         for _, array in mapped:
             release_pages(array)
+        if weights:
+            give_back_freed_memory()
         return OrtStep(session, segment.graph, mapped)
 
     def to_tensor(self, array: np.ndarray) -> Tensor:
@@ -101,6 +113,8 @@ class OrtExecutor:
         options.intra_op_num_threads = threads
         options.inter_op_num_threads = 1
         options.log_severity_level = _QUIET
+        _share_arena()
+        options.add_session_config_entry("session.use_env_allocators", "1")
         if self._as_written:
             options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_BASIC
             options.add_session_config_entry("session.disable_quant_qdq", "1")
@@ -109,6 +123,18 @@ class OrtExecutor:
         if self._ranks_here * threads > usable_cores():
             options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         return options
+
+
+@cache
+def _share_arena() -> None:
+    """Make one arena for all sessions, once.
+
+    With one each, every segment would hold on to the most it ever needed; and what one segment has
+    let go is still in the cache when the next one takes it.
+    """
+    kind = ort.OrtAllocatorType.ORT_ARENA_ALLOCATOR
+    memory = ort.OrtMemoryInfo("Cpu", kind, 0, ort.OrtMemType.DEFAULT)
+    _C.create_and_register_allocator(memory, ort.OrtArenaCfg({}))
 
 
 class OrtStep:
@@ -245,7 +271,7 @@ def _hand_over(
         value = ort.OrtValue(_wrap(array), array)
         names.append(weight.name)
         given.append((value, array))
-        if mapping_of(array) is not None:
+        if mapping_of(array) is not None and used_as_given(weight):
             options.add_initializer(weight.name, value)
     if names:
         options.add_external_initializers(names, [value for value, _ in given])

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import ctypes
 import mmap
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import numpy as np
@@ -27,6 +28,19 @@ def large_weights(segment: ir.Model) -> list[ir.Value]:
         and tensor.dtype.bitwidth in (8, 16, 32, 64)
         and tensor.nbytes > INLINE_BYTES
     ]
+
+
+USED_AS_GIVEN = {
+    *("MatMul", "Gemm", "Gather", "MatMulNBits", "GatherBlockQuantized", "MoE", "QMoE"),
+}
+"""Ops whose weights no optimizer of onnxruntime rewrites in place. Before others it may: it moves a
+Transpose behind an Add and transposes the Add's constant, under the same name."""
+
+
+def used_as_given(weight: ir.Value) -> bool:
+    """Whether a session may read the weight from our memory: no optimizer changes it."""
+    users = [user for user, _ in weight.uses()]
+    return all(user.op_type in USED_AS_GIVEN and user.graph is weight.graph for user in users)
 
 
 @contextmanager
@@ -85,3 +99,9 @@ def release_pages(array: np.ndarray) -> None:
     mapping = mapping_of(array)
     if mapping is not None and hasattr(mapping, "madvise"):
         mapping.madvise(mmap.MADV_DONTNEED)
+
+
+def give_back_freed_memory() -> None:
+    """Return what packing has freed to the system; glibc would keep it for this process."""
+    with suppress(OSError, AttributeError):  # another C library
+        ctypes.CDLL(None).malloc_trim(0)
