@@ -11,26 +11,26 @@ took 8 ms (MPICH 5.0.2). One AllReduce of 16 MiB on 2 ranks costs what MPI's own
 
 from __future__ import annotations
 
+import atexit
 import sys
 from collections.abc import Callable, Sequence
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
-import ml_dtypes
 import numpy as np
 
 from graph.dialect import (
-    REDUCTIONS,
     AllGather,
     AllReduce,
     AllToAll,
     Broadcast,
     Collective,
     ReduceScatter,
-    reduce_in_rank_order,
 )
 
 from .base import Tensor
+from .sums import reduction
+from .swap import cut, starts
 
 if TYPE_CHECKING:
     from mpi4py import MPI
@@ -39,8 +39,6 @@ MESSAGE_BYTES = 1 << 20
 """The most that one rank sends another in one round."""
 SMALL_BYTES = 16 << 10
 """Up to this size any number of ranks gathers all operands and sums: fewer calls, more bytes."""
-
-_NARROW = (np.dtype(np.float16), np.dtype(ml_dtypes.bfloat16))
 
 
 class MpiCommunicator:
@@ -89,6 +87,20 @@ class MpiCommunicator:
         sys.stderr.flush()
         self._comm.Abort(status)
 
+    def fence(self) -> Callable[[], None]:
+        """Make what keeps this process's loads and stores in order for others, whatever they are."""
+        from mpi4py import MPI
+
+        window = MPI.Win.Create_dynamic(comm=MPI.COMM_SELF)
+        window.Lock_all()
+
+        def leave() -> None:
+            window.Unlock_all()
+            window.Free()
+
+        atexit.register(leave)
+        return window.Sync
+
     def all_reduce(self, op: AllReduce, operand: np.ndarray) -> np.ndarray:
         """Reduce in place, chunk by chunk."""
         flat = operand.reshape(-1)
@@ -104,7 +116,7 @@ class MpiCommunicator:
         """Every rank gathers all operands and reduces them."""
         parts = self._buffer("gathered", self.size * chunk.size, chunk.dtype)
         self._comm.Allgather([_bytes(chunk), self._byte], [_bytes(parts), self._byte])
-        _reduce_into(chunk, parts.reshape(self.size, -1), op.reduce)
+        reduction(op.reduce, chunk.dtype)(chunk, list(parts.reshape(self.size, -1)))
 
     def _scatter_chunk(self, op: AllReduce, chunk: np.ndarray) -> None:
         """Every rank reduces one part of the chunk, and the parts are gathered."""
@@ -117,7 +129,7 @@ class MpiCommunicator:
             [_bytes(parts), [mine] * self.size, None, self._byte],
         )
         total = self._buffer("total", mine // item, chunk.dtype)
-        _reduce_into(total, parts.reshape(self.size, -1), op.reduce)
+        reduction(op.reduce, chunk.dtype)(total, list(parts.reshape(self.size, -1)))
         self._gather(_bytes(total), _bytes(chunk), counts)
 
     def _gather(self, mine: np.ndarray, target: np.ndarray, sizes: list[int]) -> None:
@@ -140,7 +152,7 @@ class MpiCommunicator:
         parts = self._gather_parts(operand, shapes)
         if op.in_order(whole):
             return parts.reshape(whole)
-        return op.assemble(_cut(parts, shapes))
+        return op.assemble(cut(parts, shapes))
 
     def _gather_parts(self, operand: np.ndarray, shapes: Sequence[tuple[int, ...]]) -> np.ndarray:
         """The operands of all ranks, one after the other."""
@@ -155,7 +167,8 @@ class MpiCommunicator:
         mine = pieces[self.rank].shape
         parts = self._all_to_all(pieces, [[piece.size for piece in pieces]] * self.size)
         result = np.empty(mine, operand.dtype)
-        _reduce_into(result.reshape(-1), parts.reshape(self.size, -1), op.reduce)
+        reduce_into = reduction(op.reduce, operand.dtype)
+        reduce_into(result.reshape(-1), list(parts.reshape(self.size, -1)))
         return result
 
     def all_to_all(self, op: AllToAll, operand: np.ndarray) -> np.ndarray:
@@ -165,7 +178,7 @@ class MpiCommunicator:
         sizes = [[int(np.prod(shape)) for shape in row] for row in shapes]
         pieces = [op.piece(operand, target) for target in ranks]
         arrived = self._all_to_all(pieces, sizes)
-        return op.assemble(_cut(arrived, [row[self.rank] for row in shapes]), self.rank)
+        return op.assemble(cut(arrived, [row[self.rank] for row in shapes]), self.rank)
 
     def _all_to_all(
         self, pieces: Sequence[np.ndarray], sizes: Sequence[Sequence[int]]
@@ -215,40 +228,16 @@ def _bytes(flat: np.ndarray) -> np.ndarray:
     return flat.view(np.uint8)
 
 
-def _reduce_into(total: np.ndarray, parts: np.ndarray, reduce: str) -> None:
-    """Reduce the rows of `parts` in rank order, with the dialect's meaning, into `total`."""
-    if parts.dtype in _NARROW:
-        total[...] = reduce_in_rank_order(list(parts), reduce)
-        return
-    function = REDUCTIONS[reduce]
-    function(parts[0], parts[1], out=total)
-    for part in parts[2:]:
-        function(total, part, out=total)
-
-
 @lru_cache(maxsize=256)
 def _even_parts(size: int, ranks: int, item: int) -> tuple[list[int], list[int]]:
     """Bytes and byte offsets of `ranks` nearly even parts of `size` elements."""
     base, extra = divmod(size, ranks)
     counts = [(base + (rank < extra)) * item for rank in range(ranks)]
-    return counts, _starts(counts)
-
-
-def _starts(sizes: Sequence[int]) -> list[int]:
-    return [0, *np.cumsum(sizes).tolist()[:-1]]
+    return counts, starts(counts)
 
 
 def _window(sizes: Sequence[int], begin: int, limit: int) -> tuple[list[int], list[int]]:
     """Of blocks that lie one after the other: counts and offsets of bytes begin..begin+limit."""
     counts = [min(max(size - begin, 0), limit) for size in sizes]
-    offsets = [start + min(begin, size) for start, size in zip(_starts(sizes), sizes)]
+    offsets = [start + min(begin, size) for start, size in zip(starts(sizes), sizes)]
     return counts, offsets
-
-
-def _cut(flat: np.ndarray, shapes: Sequence[tuple[int, ...]]) -> list[np.ndarray]:
-    """The arrays that lie one after the other in `flat`."""
-    sizes = [int(np.prod(shape)) for shape in shapes]
-    return [
-        flat[start : start + size].reshape(shape)
-        for start, size, shape in zip(_starts(sizes), sizes, shapes)
-    ]

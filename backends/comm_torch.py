@@ -79,7 +79,7 @@ class TorchCommunicator:
         """Run one collective; AllReduce and Broadcast use a tensor that may be lost as buffer."""
         if isinstance(operand, np.ndarray):
             return self._run_array(op, operand, keep)
-        with torch.no_grad():
+        with torch.inference_mode():
             in_place = self.size == 1 or isinstance(op, AllReduce | Broadcast)
             if keep and in_place:
                 operand = operand.clone(memory_format=torch.contiguous_format)
@@ -91,10 +91,11 @@ class TorchCommunicator:
         """Every rank's message, in rank order."""
         if self._meeting is not None:
             return self._meeting.exchange(message)
-        length = torch.tensor([len(message)])
-        lengths = [int(n) for n in self._gather(length, [1] * self.size)]
-        mine = torch.frombuffer(bytearray(message or b"\0"), dtype=torch.uint8)[: len(message)]
-        return [part.numpy().tobytes() for part in self._gather(mine, lengths)]
+        with torch.inference_mode():
+            length = torch.tensor([len(message)])
+            lengths = [int(n) for n in self._gather(length, [1] * self.size)]
+            mine = torch.from_numpy(np.frombuffer(message, np.uint8).copy())
+            return [part.numpy().tobytes() for part in self._gather(mine, lengths)]
 
     def abort(self, status: int) -> None:
         """End this process at once; its launcher and the watcher end the others."""

@@ -21,7 +21,7 @@ from graph.errors import ExecutionError
 
 from . import job, registry
 from .base import Backend, Communicator, Executor
-from .comm_local import run_together
+from .comm_local import SingleCommunicator, run_together
 from .conformance_cases import Case, collective_cases
 from .conformance_executor import executor_cases
 from .launch import launch
@@ -61,7 +61,7 @@ def _check_alone(backend: Backend, ranks: int) -> int:
     executor = backend.executor()
     for check in executor_cases():
         check(executor)
-    communicator = job.SingleCommunicator()
+    communicator = SingleCommunicator()
     for case in (cases := collective_cases(ranks)):
         if ranks == 1:
             check_between(case, communicator, executor)
@@ -99,7 +99,7 @@ def check_between(case: Case, communicator: Communicator, executor: Executor) ->
         return {rank: result}
 
     check_case(case, natively)
-    if not case.big:
+    if case.again:
         check_case(case, keeping)
 
 

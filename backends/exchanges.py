@@ -63,9 +63,10 @@ def _probe_mpi() -> Availability:
 
 def _mpi_ranks(meeting: Communicator) -> Communicator:
     from .comm_mpi import MpiCommunicator
+    from .comm_window import through_shared_memory
 
     if isinstance(meeting, MpiCommunicator):
-        return meeting
+        return through_shared_memory(meeting, meeting.fence)
     raise BackendUnavailable(
         "the ranks are to exchange with MPI, but no MPI launcher started them. Start them with "
         "mpirun or let tpcore run start them, or exchange with --collectives gloo."

@@ -39,18 +39,8 @@ def launch(
     printed to stderr; 1, 2 or 3 if the program itself ended with that; else 3.
     Without a `launcher` MPI's starts them; raises BackendUnavailable if there is none.
     """
-    launcher = launcher or find_launcher()
     run_dir = Path(tempfile.mkdtemp(prefix="tpcore-run-"))
-    variables = {RUN_DIR: str(run_dir), WATCHED_HOST: socket.gethostname()}
-    process = subprocess.Popen(
-        launcher.command(argv, ranks),
-        env={**(os.environ if environ is None else environ), **launcher.environment(), **variables},
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        start_new_session=True,
-        preexec_fn=_die_with_parent,
-    )
+    process = start(argv, ranks, run_dir, os.environ if environ is None else environ, launcher)
     filters = [Filter(process.stdout, sys.stdout), Filter(process.stderr, sys.stderr)]
     watcher = Watcher(run_dir, ranks, timeout_seconds)
     try:
@@ -58,12 +48,40 @@ def launch(
             failure = _watch(process, watcher)
         return _conclude(process, watcher, failure, filters)
     finally:
-        states = watcher.states()
-        _stop(process, watcher)
-        if process.returncode:
-            remove_shared_memory(path for state in states for path in state.shared_memory)
-        failed = any(run_dir.glob("*.flight.json"))
-        clean(run_dir, keep_reports=failed)
+        leave(process, watcher)
+
+
+def start(
+    argv: Sequence[str],
+    ranks: int,
+    run_dir: Path,
+    environ: Mapping[str, str],
+    launcher: RankLauncher | None = None,
+) -> subprocess.Popen[bytes]:
+    """Start the launcher of `ranks` ranks whose records are to lie in `run_dir`."""
+    launcher = launcher or find_launcher()
+    variables = {RUN_DIR: str(run_dir), WATCHED_HOST: socket.gethostname()}
+    in_main = threading.current_thread() is threading.main_thread()
+    return subprocess.Popen(
+        launcher.command(argv, ranks),
+        env={**environ, **launcher.environment(), **variables},
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        start_new_session=True,
+        # The kernel takes the end of the thread that starts it for the end of the parent.
+        preexec_fn=_die_with_parent if in_main else None,
+    )
+
+
+def leave(process: subprocess.Popen[bytes], watcher: Watcher) -> None:
+    """End what is left of a job, and remove what it has left."""
+    states = watcher.states()
+    _stop(process, watcher)
+    if process.returncode:
+        remove_shared_memory(path for state in states for path in state.shared_memory)
+    failed = any(watcher.run_dir.glob("*.flight.json"))
+    clean(watcher.run_dir, keep_reports=failed)
 
 
 def _watch(process: subprocess.Popen[bytes], watcher: Watcher) -> Failure | None:

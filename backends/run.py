@@ -1,25 +1,20 @@
-"""Run rank graphs: one rank of a job, or all ranks in lockstep in one process."""
+"""Run the graph of one rank of a job."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Protocol
 
 import numpy as np
 import onnx_ir as ir
 
-from graph.errors import ExecutionError, PlanError, TpcoreError
+from graph.errors import PlanError
 from graph.weights import has_type
 
 from .base import Communicator, Executor, Tensor, WritesInto
 from .base import Step as Prepared
-from .comm_local import run_together
-from .handshake import check_sequences, collective_sequence
 from .segments import Exchange, Program, Segment, cut
-
-Hook = Callable[[int, str, np.ndarray], None]
-"""Called with (rank, value name, contents) for every value of every rank, in program order."""
 
 
 class Monitor(Protocol):
@@ -68,14 +63,14 @@ class RankProgram:
         self._executor = executor
         self._communicator = communicator
         self._monitor = monitor or Silent()
-        self._steps = _prepare(self.program, executor, threads)
+        self._steps = prepare_steps(self.program, executor, threads)
         exchanges = [isinstance(step, Exchange) for step in self.program.steps]
         # What an asynchronous exchange waits for is seen only by who reads the results.
         self._first = self._monitor.register(
             [*places(self.program), "the wait for the outputs"],
             [*exchanges, communicator.asynchronous],
         )
-        self._constants = _constants(self.program, executor)
+        self._constants = constants_of(self.program, executor)
 
     def run(self, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         """Run the graph on this rank's inputs; outputs by name.
@@ -103,7 +98,7 @@ class RankProgram:
 
     def write_into(self, outputs: Mapping[str, Tensor]) -> bool:
         """From now on put these outputs into these tensors; False where the executor cannot."""
-        return _write_into(self._steps, outputs)
+        return write_into(self._steps, outputs)
 
     def _run(self, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
         monitor = self._monitor
@@ -142,123 +137,6 @@ class RankProgram:
             values[step.result] = result if native else self._executor.to_tensor(result)
 
 
-def run_lockstep(
-    models: Sequence[ir.Model],
-    inputs: Sequence[Mapping[str, np.ndarray]],
-    executor: Executor,
-    *,
-    threads: int = 1,
-    hook: Hook | None = None,
-) -> list[dict[str, np.ndarray]]:
-    """Run the graphs of all ranks in this process, one step of every rank at a time.
-
-    With a `hook`, every value of every rank is computed as an output of its own and shown to it.
-    Raises BundleError if the ranks' collectives differ, and what `RankProgram.run` raises.
-    """
-    return Lockstep(models, executor, threads=threads, expose_all=hook is not None).run(
-        inputs, hook
-    )
-
-
-class Lockstep:
-    """The graphs of all ranks, prepared once to be run in this process."""
-
-    def __init__(
-        self,
-        models: Sequence[ir.Model],
-        executor: Executor,
-        *,
-        threads: int = 1,
-        expose_all: bool = False,
-    ) -> None:
-        check_sequences([collective_sequence(model) for model in models])
-        self.seconds = 0.0
-        """Wall time of all runs so far."""
-        self.exchange_seconds = 0.0
-        """The part of it spent in collectives."""
-        self._executor = executor
-        self._programs = [cut(model, expose_all=expose_all) for model in models]
-        self._steps = [_prepare(program, executor, threads) for program in self._programs]
-        self._constants = [_constants(program, executor) for program in self._programs]
-
-    def run(
-        self, inputs: Sequence[Mapping[str, np.ndarray]], hook: Hook | None = None
-    ) -> list[dict[str, np.ndarray]]:
-        """Run all ranks on their inputs; outputs by name, per rank."""
-        to_tensor = self._executor.to_tensor
-        for program, given in zip(self._programs, inputs):
-            check_inputs(program, given)
-        tensors = [{n: to_tensor(array) for n, array in given.items()} for given in inputs]
-        return [self.read(outputs) for outputs in self.run_held(tensors, hook)]
-
-    def read(self, tensors: Mapping[str, Tensor]) -> dict[str, np.ndarray]:
-        """Outputs of `run_held` as arrays, of one rank."""
-        return {name: self._executor.to_array(tensor) for name, tensor in tensors.items()}
-
-    def write_into(self, outputs: Sequence[Mapping[str, Tensor]]) -> bool:
-        """As `RankProgram.write_into`, for every rank."""
-        return all([_write_into(*pair) for pair in zip(self._steps, outputs)])
-
-    def run_held(
-        self, inputs: Sequence[Mapping[str, Tensor]], hook: Hook | None = None
-    ) -> list[dict[str, Tensor]]:
-        """As `RankProgram.run_held`, for every rank."""
-        began = time.perf_counter()
-        values = [{**given, **held} for given, held in zip(inputs, self._constants)]
-        queues = [iter(steps) for steps in self._steps]
-        while True:
-            waiting = [
-                self._until_exchange(rank, queue, held, hook)
-                for rank, (queue, held) in enumerate(zip(queues, values))
-            ]
-            if waiting[0] is None:
-                break
-            self._exchange([step for step in waiting if step is not None], values, hook)
-        self.seconds += time.perf_counter() - began
-        return [
-            {name: held[name] for name in program.outputs}
-            for program, held in zip(self._programs, values)
-        ]
-
-    def _until_exchange(
-        self, rank: int, queue: Steps, values: dict[str, Tensor], hook: Hook | None
-    ) -> Exchange | None:
-        """Run a rank's segments up to its next collective, which is returned."""
-        for step, prepared in queue:
-            if isinstance(step, Exchange):
-                return step
-            if prepared is not None:
-                try:
-                    made = prepared(values)
-                except TpcoreError as error:
-                    raise ExecutionError(f"rank {rank}: {error}") from error
-                values.update(made)
-                self._show(rank, made, hook)
-            for name in step.drop:
-                values.pop(name, None)
-        return None
-
-    def _exchange(
-        self, steps: Sequence[Exchange], values: list[dict[str, Tensor]], hook: Hook | None
-    ) -> None:
-        operands = [
-            self._executor.to_array(held[step.operand]) for step, held in zip(steps, values)
-        ]
-        began = time.perf_counter()
-        results = run_together(steps[0].op, operands)
-        self.exchange_seconds += time.perf_counter() - began
-        for rank, (step, held, result) in enumerate(zip(steps, values, results)):
-            held[step.result] = self._executor.to_tensor(result)
-            self._show(rank, {step.result: held[step.result]}, hook)
-            for name in step.drop:
-                held.pop(name, None)
-
-    def _show(self, rank: int, values: Mapping[str, Tensor], hook: Hook | None) -> None:
-        if hook is not None:
-            for name, tensor in values.items():
-                hook(rank, name, self._executor.to_array(tensor))
-
-
 def places(program: Program) -> list[str]:
     """Every step in words; a segment is named by the collective that follows it."""
     texts: list[str] = []
@@ -274,7 +152,8 @@ def places(program: Program) -> list[str]:
 
 def check_inputs(program: Program, inputs: Mapping[str, np.ndarray]) -> None:
     """Compare inputs with what the graph declares. Raises PlanError with all that is wrong."""
-    wrong = [f"'{name}' is no input" for name in inputs if name not in _names(program)]
+    names = _names(program)
+    wrong = [f"'{name}' is no input" for name in inputs if name not in names]
     for value in program.inputs:
         array = inputs.get(value.name or "")
         if array is None:
@@ -287,7 +166,7 @@ def check_inputs(program: Program, inputs: Mapping[str, np.ndarray]) -> None:
     if wrong:
         raise PlanError(
             f"the inputs do not fit the graph: {'; '.join(wrong)}. "
-            f"Inputs of the graph: {', '.join(_names(program))}."
+            f"Inputs of the graph: {', '.join(names)}."
         )
 
 
@@ -317,14 +196,15 @@ PreparedStep = tuple[Segment | Exchange, Prepared | None]
 Steps = Iterator[PreparedStep]
 
 
-def _prepare(program: Program, executor: Executor, threads: int) -> list[PreparedStep]:
+def prepare_steps(program: Program, executor: Executor, threads: int) -> list[PreparedStep]:
+    """The steps of a program, each segment made ready to run."""
     return [
         (step, executor.prepare(step.model, threads) if isinstance(step, Segment) else None)
         for step in program.steps
     ]
 
 
-def _write_into(steps: Sequence[PreparedStep], outputs: Mapping[str, Tensor]) -> bool:
+def write_into(steps: Sequence[PreparedStep], outputs: Mapping[str, Tensor]) -> bool:
     """Have every step put its share of `outputs` there; none does unless all can."""
     found: list[tuple[WritesInto, dict[str, Tensor]]] = []
     for step, prepared in steps:
@@ -333,12 +213,13 @@ def _write_into(steps: Sequence[PreparedStep], outputs: Mapping[str, Tensor]) ->
             found.append((prepared, {name: outputs[name] for name in names}))
     if sum(len(share) for _, share in found) < len(outputs):
         return False
-    for prepared, share in found:
-        prepared.write_into(share)
+    for writer, share in found:
+        writer.write_into(share)
     return True
 
 
-def _constants(program: Program, executor: Executor) -> dict[str, Tensor]:
+def constants_of(program: Program, executor: Executor) -> dict[str, Tensor]:
+    """The constants that steps and outputs read, on the executor."""
     return {
         name: executor.to_tensor(np.array(tensor.numpy()))
         for name, tensor in program.constants.items()

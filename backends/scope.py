@@ -6,6 +6,12 @@ from collections.abc import Iterator
 
 import onnx_ir as ir
 
+from graph.dialect import is_collective
+
+PASSES_ON = "passes_on"
+"""In `meta` of a segment's output: True where only segments and collectives read it, so that an
+executor may keep it in a type of its own."""
+
 
 def operands(node: ir.Node) -> Iterator[ir.Value]:
     """Values that a node reads, those that its subgraphs capture included."""
@@ -45,3 +51,9 @@ def _captured(node: ir.Node) -> Iterator[ir.Value]:
 def is_constant(node: ir.Node) -> bool:
     """Whether a node is ONNX's Constant."""
     return node.op_type == "Constant" and node.domain in ("", "ai.onnx")
+
+
+def leaves(value: ir.Value) -> bool:
+    """Whether a value is an output of the rank graph, or a collective makes one of it."""
+    users = (node for node, _ in value.uses() if is_collective(node))
+    return value.is_graph_output() or any(v.is_graph_output() for n in users for v in n.outputs)

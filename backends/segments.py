@@ -22,7 +22,7 @@ import onnx_ir as ir
 from graph.dialect import DOMAIN, Collective, is_collective, parse_node, tag_of
 from graph.errors import GraphError
 
-from .scope import is_constant, nodes_inside, operands
+from .scope import PASSES_ON, is_constant, leaves, nodes_inside, operands
 
 MAX_IR_VERSION = 13
 """The newest IR version that onnxruntime 1.31 and 1.32 load."""
@@ -221,8 +221,11 @@ class _Cutter:
             opset_imports={d: v for d, v in graph.opset_imports.items() if d != DOMAIN},
             name=f"{graph.name or 'graph'}_{level}",
         )
+        model = self._as_model(view)
+        for value, copied in zip(outputs, model.graph.outputs):
+            copied.meta[PASSES_ON] = not leaves(value)
         return Segment(
-            self._as_model(view),
+            model,
             tuple(_name(value) for value in inputs),
             tuple(_name(value) for value in outputs),
         )

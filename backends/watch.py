@@ -74,6 +74,10 @@ class Watcher:
         """Number of ranks that have come up and not ended."""
         return len(self._pipes)
 
+    def fileno(self) -> int:
+        """What becomes readable when a rank ends."""
+        return self._poll.fileno()
+
     def poll(self, wait_seconds: float) -> Failure | None:
         """Wait for something to happen; returns the job's failure once there is one."""
         gone = self._adopt()

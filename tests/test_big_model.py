@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from backends import registry
-from backends.run import run_lockstep
+from backends.lockstep import run_lockstep
 from graph.reader import read_model
 from tests.big_model import make, make_inputs
 from tests.graph.small import run_whole

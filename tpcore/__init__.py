@@ -19,12 +19,15 @@ if TYPE_CHECKING:
     from tpcore.api import PlannedModel, plan, shard, verify
     from tpcore.bundle import Bundle, open_bundle
     from tpcore.partition import Options
+    from tpcore.session import InferenceSession
 
-__all__ = ["Bundle", "Options", "PlannedModel", "open_bundle", "plan", "shard", "verify"]
+__all__ = ["Bundle", "InferenceSession", "Options", "PlannedModel", "open_bundle", "plan"]
+__all__ += ["shard", "verify"]
 
 _HOMES = {
     "Bundle": "tpcore.bundle",
     "open_bundle": "tpcore.bundle",
+    "InferenceSession": "tpcore.session",
     "Options": "tpcore.partition",
     "PlannedModel": "tpcore.api",
     "plan": "tpcore.api",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 from argparse import ArgumentTypeError
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -70,6 +70,7 @@ def plan(
     shape: Mapping[str, int] | None = None,
     workload: Mapping[str, int] | None = None,
     pins: Mapping[str, str] | None = None,
+    keep_split: Sequence[str] = (),
 ) -> PlannedModel:
     """Plan how `model` is split over `tp` ranks, without reading its weights.
 
@@ -92,6 +93,7 @@ def plan(
         tokens=dict(workload or {}),
         topology=os.fspath(topology),
         pins=dict(pins or {}),
+        split_outputs=tuple(keep_split),
     )
     made = PlannedModel(Path(model), options)
     _ = made.report  # what is wrong with the request is said here, not later

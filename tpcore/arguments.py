@@ -191,6 +191,17 @@ def add_shape(parser: ArgumentParser) -> None:
     )
 
 
+def add_timeout(parser: ArgumentParser) -> None:
+    """How long a rank may wait."""
+    parser.add_argument(
+        "--timeout",
+        type=seconds,
+        default=300.0,
+        metavar="S",
+        help="seconds a rank may wait for the others before the job is ended (default: 300)",
+    )
+
+
 def add_json(parser: ArgumentParser) -> None:
     """Output for programs."""
     parser.add_argument("--json", action="store_true", help="print one JSON object")

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import NoReturn, TypeAlias
 
 from graph.errors import PlanError, TpcoreError
-from tpcore import arguments
+from tpcore import arguments, prompt_arguments
 
 DESCRIPTION = "Split an ONNX model over n ranks by tensor parallelism, run it, prove it equal."
 EXAMPLES = """examples:
@@ -25,6 +25,7 @@ EXAMPLES = """examples:
   tpcore verify bundle --against model.onnx              prove that it computes the same
   tpcore run bundle --inputs x.npz --outputs y.npz       run it on 4 MPI ranks of this machine
   mpirun -n 4 tpcore run bundle --inputs x.npz           the same, started by mpirun
+  tpcore generate bundle --prompt-ids 1,2,3              continue tokens, or text with --prompt
 
 exit status: 0 done, 1 verification found a difference, 2 bad input or request, 3 execution failed
 """
@@ -36,7 +37,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     for name in ("stdout", "stderr"):
         if getattr(sys, name) is None:  # it was closed before we started
             setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115
-    if words[:1] in (["run"], ["calibrate"]):
+    if words[:1] in (["run"], ["generate"], ["calibrate"]):
         from backends.rank_main import rank_main
 
         return rank_main(lambda: _command_status(words))
@@ -230,13 +231,25 @@ def _add_run(commands: Commands) -> None:
     arguments.add_steering(parser)
     parser.add_argument("--inputs", type=Path, metavar="NPZ", help="inputs (default: made up)")
     parser.add_argument("--outputs", type=Path, metavar="NPZ", help="where to write all outputs")
-    parser.add_argument(
-        "--timeout",
-        type=arguments.seconds,
-        default=300.0,
-        metavar="S",
-        help="seconds a rank may wait for the others before the job is ended (default: 300)",
+    arguments.add_timeout(parser)
+    arguments.add_json(parser)
+
+
+def _add_generate(commands: Commands) -> None:
+    parser = _command(
+        commands,
+        "generate",
+        "continue prompts with a decoder, each rank keeping its part of the cache",
+        "tpcore generate bundle --prompt-ids 1,2,3 --max-new-tokens 64",
     )
+    parser.add_argument("target", type=Path, help="bundle, or ONNX file with --tp")
+    parser.add_argument("--backend", default="cpu", help="see tpcore doctor (default: cpu)")
+    arguments.add_backend_options(parser)
+    arguments.add_tp(parser, required=False)
+    arguments.add_steering(parser)
+    prompt_arguments.add_prompts(parser)
+    prompt_arguments.add_sampling(parser)
+    arguments.add_timeout(parser)
     arguments.add_json(parser)
 
 
@@ -290,6 +303,6 @@ def _add_ops(commands: Commands) -> None:
 
 
 ADDERS = (
-    *(_add_plan, _add_shard, _add_inspect, _add_verify, _add_run),
+    *(_add_plan, _add_shard, _add_inspect, _add_verify, _add_run, _add_generate),
     *(_add_calibrate, _add_ops, _add_doctor, _add_demo),
 )

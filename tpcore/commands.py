@@ -12,16 +12,15 @@ import numpy as np
 from backends import registry
 from backends.base import BackendOptions
 from backends.placement import detect_environment
-from graph.errors import PlanError
 from graph.text import graph_text
 from tpcore import calibrate, demo, doctor, ops_table, plan_command
-from tpcore.annotations import ANNOTATED
 from tpcore.bundle import open_bundle
 from tpcore.compare import TEXT
+from tpcore.generate_command import generate_command
 from tpcore.ops import OPS
 from tpcore.output import print_json
 from tpcore.partition import Options
-from tpcore.plan_command import options_of
+from tpcore.plan_command import open_asked, options_of
 from tpcore.report import report_text
 from tpcore.run import (
     check_writable,
@@ -34,7 +33,7 @@ from tpcore.run import (
     write_npz,
 )
 from tpcore.shard import shard, split_model
-from tpcore.target import Target, open_target
+from tpcore.target import Target
 from tpcore.verify import AS_RUN, Verification, verify
 
 
@@ -143,12 +142,7 @@ def run_command(args: argparse.Namespace) -> int:
     def opened() -> Target:
         if first and args.outputs is not None:
             check_writable(args.outputs)
-        if args.plan != ANNOTATED and args.target.is_dir():
-            raise PlanError(
-                f"--plan {args.plan} was given for bundle '{args.target}', which is split "
-                "already. Leave --plan out, or run the ONNX file with --tp N."
-            )
-        return open_target(args.target, options)
+        return open_asked(args, options)
 
     def inputs(target: Target) -> dict[str, np.ndarray]:
         return load_inputs(args.inputs, target, args.shape)
@@ -200,6 +194,7 @@ COMMANDS: dict[str, Callable[[argparse.Namespace], int]] = {
     "inspect": inspect_command,
     "verify": verify_command,
     "run": run_command,
+    "generate": generate_command,
     "calibrate": calibrate.calibrate_command,
     "ops": ops_table.ops_command,
     "doctor": doctor.doctor_command,

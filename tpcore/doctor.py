@@ -6,15 +6,18 @@ import argparse
 import json
 import platform
 import sys
+from collections.abc import Mapping
 from importlib import metadata
 from typing import Any
 
-from backends import registry
+from backends import devices, registry
 from backends.launcher import find_launcher
 from backends.placement import usable_cores
 from graph.errors import BackendUnavailable
 from tpcore.manifest import tool_version
+from tpcore.units import human_bytes
 
+DEVICE_BACKENDS = ("cuda", "rocm", "xpu", "npu", "hpu")
 PACKAGES = ("onnx", "onnx-ir", "onnxruntime", "mpi4py", "mpich", "numpy", "torch")
 
 
@@ -37,7 +40,14 @@ def examine() -> dict[str, Any]:
         "packages": {name: _version(name) for name in PACKAGES},
         "mpi_launcher": _launcher(),
         "backends": backends,
+        "devices": devices.by_vendors_tools(),
+        "torch_devices": devices.by_torch() if _may_have_devices(backends) else {},
     }
+
+
+def _may_have_devices(backends: Mapping[str, Any]) -> bool:
+    """Whether it is worth to load torch, which takes seconds, and to ask it."""
+    return any(backends[name]["available"] for name in DEVICE_BACKENDS)
 
 
 def _version(package: str) -> str | None:
@@ -70,4 +80,22 @@ def doctor_command(args: argparse.Namespace) -> int:
             mark = "ok " if state["available"] else "no "
             why = "" if state["available"] else f": {state['reason']}. {state['hint']}"
             print(f"  {mark} {name:10} {state['summary']}{why}")
+        _print_devices(found)
     return 0 if any(state["available"] for state in found["backends"].values()) else 3
+
+
+def _print_devices(found: Mapping[str, Any]) -> None:
+    """Devices with their memory, how they are linked, and what torch sees of them."""
+    said = [(tool, text) for tool, text in found["devices"].items() if text]
+    known = found["torch_devices"]
+    if not said and not known:
+        print("devices       none beside the CPU")
+    for tool, text in said:
+        print(f"devices       by {tool}")
+        print("\n".join(f"  {line}" for line in text.splitlines()))
+    for device in known.get("devices", ()):
+        memory = human_bytes(device["memory_bytes"])
+        print(f"  torch sees  {device['kind']}:{device['index']} {device['name']}, {memory}")
+    versions = (f"{name} {version}" for name, version in known.get("versions", {}).items())
+    if known:
+        print(f"libraries     {', '.join(versions)}")

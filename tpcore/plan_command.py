@@ -8,6 +8,7 @@ from pathlib import Path
 
 from graph.errors import PlanError
 from tpcore.annotate import annotated_model
+from tpcore.annotations import ANNOTATED
 from tpcore.output import print_json
 from tpcore.partition import Options, prepare
 from tpcore.plan import Plan
@@ -18,6 +19,7 @@ from tpcore.planner.memory import fit
 from tpcore.planner.plans import price_of, problem_of
 from tpcore.report import report_text
 from tpcore.shard import joint_plan, joint_report, split_models
+from tpcore.target import Target, open_target
 
 
 def options_of(args: argparse.Namespace, ranks: int, dump: Path | None = None) -> Options:
@@ -33,6 +35,16 @@ def options_of(args: argparse.Namespace, ranks: int, dump: Path | None = None) -
         pins=dict(args.pin),
         split_outputs=tuple(args.keep_split),
     )
+
+
+def open_asked(args: argparse.Namespace, options: Options | None) -> Target:
+    """The bundle or model that a command is to run. Raises what `open_target` raises."""
+    if args.plan != ANNOTATED and args.target.is_dir():
+        raise PlanError(
+            f"--plan {args.plan} was given for bundle '{args.target}', which is split "
+            "already. Leave --plan out, or run the ONNX file with --tp N."
+        )
+    return open_target(args.target, options)
 
 
 def plan_command(args: argparse.Namespace) -> int:

@@ -18,8 +18,9 @@ from backends import job
 from backends.base import Backend
 from backends.handshake import RankInfo, collective_sequence, prepare_together
 from backends.launch import launch
+from backends.lockstep import Lockstep
 from backends.placement import detect_environment, threads_per_rank
-from backends.run import Lockstep, RankProgram
+from backends.run import RankProgram
 from graph.errors import BundleError, ExecutionError, PlanError, VerifyError
 from tpcore.distribute import cut_inputs, read_held
 from tpcore.inputs import check_sizes, make_inputs, violations
@@ -54,13 +55,18 @@ def start_ranks(argv: Sequence[str], backend: Backend, ranks: int, timeout_secon
 
 
 def tpcore_command(argv: Sequence[str]) -> list[str]:
-    """The command that runs `tpcore argv` as another process.
+    """The command that runs `tpcore argv` as another process."""
+    return python_command("tpcore", *argv)
+
+
+def python_command(module: str, *argv: str) -> list[str]:
+    """The command that runs a module of ours as another process.
 
     Modules are not looked for in the working directory, where a user may have a `graph.py`, unless
     this process was started so.
     """
     started_there = {"", os.getcwd()} & set(sys.path)
-    return [sys.executable, *([] if started_there else ["-P"]), "-m", "tpcore", *argv]
+    return [sys.executable, *([] if started_there else ["-P"]), "-m", module, *argv]
 
 
 def run_here(target: Target, backend: Backend, inputs: Arrays) -> dict[str, np.ndarray]:

@@ -22,7 +22,7 @@ from onnx_ir.passes.common import RemoveInitializersFromInputsPass
 
 from backends import registry
 from backends.base import Executor
-from backends.run import Lockstep, run_lockstep
+from backends.lockstep import Lockstep, run_lockstep
 from graph.canonicalize import canonicalize
 from graph.errors import BundleError, PlanError
 from graph.reader import read_model

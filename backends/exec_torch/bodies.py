@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import logging
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import onnx
 import onnx_ir as ir
-from onnx_ir.passes.common import InlinePass
+from onnx_ir.passes.common import InlinePass, ShapeInferencePass
 
 HasRow = Callable[[ir.Node], bool]
 ROUNDS = 8
@@ -21,10 +23,12 @@ def inline_functions(model: ir.Model) -> None:
 
 def inline_bodies(model: ir.Model, has_row: HasRow) -> None:
     """Put ONNX's own definitions in place of ops without a row, as far as there are some."""
-    opset = model.graph.opset_imports.get("", 1)
+    imports = model.graph.opset_imports
     for _ in range(ROUNDS):
         calls = [node for node in model.graph.all_nodes() if not has_row(node)]
-        bodies = [(node, body) for node in calls if (body := _body_of(node, opset)) is not None]
+        if calls:
+            _infer_types(model)
+        bodies = [(node, body) for node in calls if (body := _body_of(node, imports))]
         if not bodies:
             return
         for place, (node, body) in enumerate(bodies):
@@ -38,7 +42,21 @@ def inline_bodies(model: ir.Model, has_row: HasRow) -> None:
         InlinePass()(model)
 
 
-def _body_of(node: ir.Node, opset: int) -> ir.Function | None:
+def _infer_types(model: ir.Model) -> None:
+    """Say the types of all values that a body's builder may ask for."""
+    log = logging.getLogger("onnx_ir")
+    level = log.level
+    try:
+        log.setLevel(logging.ERROR)  # a model that cannot be inferred keeps the types it has
+        ShapeInferencePass(check_type=False, strict_mode=False, data_prop=False)(model)
+    finally:
+        log.setLevel(level)
+
+
+def _body_of(node: ir.Node, imports: Mapping[str, int]) -> ir.Function | None:
+    opset = imports.get(node.domain, 1)
+    if any(a.type == ir.AttributeType.GRAPH for a in node.attributes.values()):
+        return None
     try:
         schema = onnx.defs.get_schema(node.op_type, opset, node.domain)
     except onnx.defs.SchemaError:
@@ -46,22 +64,43 @@ def _body_of(node: ir.Node, opset: int) -> ir.Function | None:
     for name, known in schema.attributes.items():
         if name not in node.attributes and known.default_value.name:
             node.attributes[name] = ir.serde.deserialize_attribute(known.default_value)
-    if schema.has_function:
-        body = schema.get_function_with_opset_version(opset)
-    elif schema.has_context_dependent_function:
-        types = [_type_of(value) for value in node.inputs]
-        contents = ir.serde.serialize_node(node).SerializeToString()
+    body = _builder_of(node, schema)
+    if body is None:
+        return None
+    for version in _versions(schema, opset):
         try:
-            body = schema.get_context_dependent_function_with_opset_version(opset, contents, types)
+            found = body(version)
         except RuntimeError:  # the builder wants types that are not known
-            return None
-    else:
+            continue
+        if found:
+            proto = onnx.FunctionProto()
+            proto.ParseFromString(found)
+            del proto.output[len(node.outputs) :]  # a result that is not asked for may not be made
+            return ir.serde.deserialize_function(proto)
+    return None
+
+
+def _builder_of(node: ir.Node, schema: Any) -> Callable[[int], bytes] | None:
+    """What makes the body's bytes for a version."""
+    if schema.has_function:
+        return schema.get_function_with_opset_version  # type: ignore[no-any-return]
+    if not schema.has_context_dependent_function:
         return None
-    if not body:
-        return None
-    proto = onnx.FunctionProto()
-    proto.ParseFromString(body)
-    return ir.serde.deserialize_function(proto)
+    types = [_type_of(value) for value in node.inputs]
+    contents = ir.serde.serialize_node(node).SerializeToString()
+
+    def build(version: int) -> bytes:
+        return bytes(
+            schema.get_context_dependent_function_with_opset_version(version, contents, types)
+        )
+
+    return build
+
+
+def _versions(schema: Any, opset: int) -> list[int]:
+    """The model's opset, then those that bodies were written in: the rows know both forms."""
+    written = {*schema.function_opset_versions, *schema.context_dependent_function_opset_versions}
+    return [opset, *sorted(written, reverse=True)]
 
 
 def _type_of(value: ir.Value | None) -> bytes:

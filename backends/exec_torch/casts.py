@@ -11,6 +11,7 @@ from .tensors import Tensor
 
 CODES = {"int4": (-8, 7), "uint4": (0, 15), "int2": (-2, 1), "uint2": (0, 3)}
 """Types of which a code takes a byte of its own here, and their limits."""
+LAST_ROUNDED = 464.0
 _FLOAT8 = (
     torch.float8_e4m3fn,
     torch.float8_e5m2,
@@ -40,10 +41,11 @@ def _to_codes(x: Tensor, name: str) -> Tensor:
 
 def to_float8(x: Tensor, to: Any, saturate: bool) -> Tensor:
     """Nearest 8-bit float; what is out of range becomes the largest one, or NaN or infinite."""
-    if not saturate:
+    largest, wide = torch.finfo(to).max, x.to(torch.float32)
+    if not saturate and to != torch.float8_e4m3fn:
         return x.to(to)
-    largest = torch.finfo(to).max
-    wide = x.to(torch.float32)
+    if not saturate:  # torch saturates to this type alone; up to here numbers round to the largest
+        return torch.where(wide.abs() <= LAST_ROUNDED, wide, torch.nan).to(to)
     return wide.clamp(-largest, largest).to(to)
 
 

@@ -56,9 +56,7 @@ def scatter_elements(
     return torch.scatter_reduce(x, axis, index, updates, _REDUCE[reduction], include_self=True)
 
 
-def scatter_nd(
-    x: Tensor, indices: Tensor, updates: Tensor, *, reduction: str = "none"
-) -> Tensor:
+def scatter_nd(x: Tensor, indices: Tensor, updates: Tensor, *, reduction: str = "none") -> Tensor:
     """x with slices written, added, … at tuples of indices."""
     depth = indices.shape[-1]
     flat = torch.zeros((), dtype=torch.int64, device=x.device)
@@ -107,7 +105,10 @@ def compress(x: Tensor, condition: Tensor, *, axis: int | None = None) -> Tensor
 
 
 def unique(
-    x: Tensor, *, axis: int | None = None, sorted: int = 1  # noqa: A002
+    x: Tensor,
+    *,
+    axis: int | None = None,
+    sorted: int = 1,
 ) -> tuple[Tensor, ...]:
     """Distinct slices, where they were first, where each went, and how many there are."""
     whole = x.reshape(-1) if axis is None else x
@@ -129,7 +130,7 @@ def top_k(
     *,
     axis: int = -1,
     largest: int = 1,
-    sorted: int = 1,  # noqa: A002
+    sorted: int = 1,
 ) -> tuple[Tensor, Tensor]:
     """The k largest (or smallest) along a dim; of equals the first ones."""
     values, indices = torch.sort(x, dim=axis, descending=bool(largest), stable=True)

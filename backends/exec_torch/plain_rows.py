@@ -1,18 +1,19 @@
 """Ops on shapes, computed in Python: numbers, and tuples of them for tensors of one dim.
 
 Nothing here touches a tensor, so that shape arithmetic never waits for a device and torch.compile
-sees plain (symbolic) numbers. A value takes part where it has at most one dim; `rank_of` says of a
-result how many it has, None where that is more or cannot be told before the run.
+sees plain (symbolic) numbers. A value takes part where it has at most one dim.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import torch
+
+from . import plain_dims
 
 Number = Any
 """A Python number, which torch.compile may make symbolic."""
@@ -144,7 +145,7 @@ def concat(*parts: tuple[Any, ...], axis: int) -> tuple[Any, ...]:
 
 def slices(x: tuple[Any, ...], starts: Any, ends: Any, axes: Any = None, steps: Any = None) -> Any:
     """A range of a list."""
-    return x[slice(*(_one(p) for p in (starts, ends)), 1 if steps is None else _one(steps))]
+    return x[_one(starts) : _one(ends) : 1 if steps is None else _one(steps)]
 
 
 def _one(x: Any) -> Any:
@@ -219,72 +220,11 @@ def size_of(x: Any) -> int:
 
 
 @dataclass(frozen=True)
-class Dims:
-    """What is known of a plain value before the run."""
-
-    rank: int
-    length: int | None = None
-    """Of a list, where it is known."""
-
-
-Rank = Callable[[Sequence[Dims], dict[str, Any]], Dims | None]
-
-
-def _widest(given: Sequence[Dims], attributes: dict[str, Any]) -> Dims | None:
-    lengths = [d.length for d in given if d.rank]
-    known = [n for n in lengths if n is not None]
-    length = max(known) if known and len(known) == len(lengths) else None
-    return Dims(max((d.rank for d in given), default=0), length)
-
-
-def _as_first(given: Sequence[Dims], attributes: dict[str, Any]) -> Dims | None:
-    return given[0]
-
-
-def _list(given: Sequence[Dims], attributes: dict[str, Any]) -> Dims | None:
-    return Dims(1) if given[0].rank == 1 else None
-
-
-def _picked(given: Sequence[Dims], attributes: dict[str, Any]) -> Dims | None:
-    return given[1] if given[0].rank == 1 else None
-
-
-def _joined(given: Sequence[Dims], attributes: dict[str, Any]) -> Dims | None:
-    lengths = [d.length for d in given]
-    known = [n for n in lengths if n is not None]
-    return Dims(1, sum(known) if len(known) == len(lengths) else None)
-
-
-def _squeezed(given: Sequence[Dims], attributes: dict[str, Any]) -> Dims | None:
-    return Dims(0)
-
-
-def _unsqueezed(given: Sequence[Dims], attributes: dict[str, Any]) -> Dims | None:
-    return Dims(1, 1) if given[0].rank == 0 and given[1].length in (1, None) else None
-
-
-def _shaped(given: Sequence[Dims], attributes: dict[str, Any]) -> Dims | None:
-    length = given[-1].length
-    return Dims(length) if length is not None and length <= 1 else None
-
-
-def _counted(given: Sequence[Dims], attributes: dict[str, Any]) -> Dims | None:
-    return Dims(1)
-
-
-def _reduced(given: Sequence[Dims], attributes: dict[str, Any]) -> Dims | None:
-    if len(given) == 1 and attributes.get("noop_with_empty_axes"):
-        return None
-    keep = given[0].rank == 1 and attributes.get("keepdims", 1)
-    return Dims(1, 1) if keep else Dims(0)
-
-
-@dataclass(frozen=True)
 class PlainRow:
     """How an op is computed in Python."""
 
     function: Callable[..., Any]
-    rank_of: Rank = _widest
+    rank_of: plain_dims.Rank = plain_dims.widest
     grows: bool = False
     """Whether it may make a long list: done in Python only where someone wants a Python list."""
     gives: Any = None
@@ -303,21 +243,21 @@ _EACH: dict[str, tuple[Callable[..., Any], Any]] = {
 }  # fmt: skip
 PLAIN_ROWS: dict[str, PlainRow] = {
     **{op: PlainRow(_each(function), gives=gives) for op, (function, gives) in _EACH.items()},
-    "Cast": PlainRow(cast, _as_first),
-    "Concat": PlainRow(concat, _joined),
-    "ConstantOfShape": PlainRow(constant_of_shape, _shaped, grows=True),
-    "Expand": PlainRow(expand, _shaped, grows=True),
-    "Gather": PlainRow(gather, _picked),
-    "Identity": PlainRow(same, _as_first),
-    "Range": PlainRow(range_of, _counted, grows=True),
-    "ReduceMax": PlainRow(_total(max), _reduced),
-    "ReduceMin": PlainRow(_total(min), _reduced),
-    "ReduceProd": PlainRow(_total(math.prod), _reduced),
-    "ReduceSum": PlainRow(_total(sum), _reduced),
-    "Reshape": PlainRow(reshape, _shaped),
-    "Slice": PlainRow(slices, _list),
-    "Split": PlainRow(split, _list),
-    "Squeeze": PlainRow(squeeze, _squeezed),
-    "Unsqueeze": PlainRow(unsqueeze, _unsqueezed),
+    "Cast": PlainRow(cast, plain_dims.as_first),
+    "Concat": PlainRow(concat, plain_dims.joined),
+    "ConstantOfShape": PlainRow(constant_of_shape, plain_dims.shaped, grows=True),
+    "Expand": PlainRow(expand, plain_dims.shaped, grows=True),
+    "Gather": PlainRow(gather, plain_dims.picked),
+    "Identity": PlainRow(same, plain_dims.as_first),
+    "Range": PlainRow(range_of, plain_dims.counted, grows=True),
+    "ReduceMax": PlainRow(_total(max), plain_dims.reduced),
+    "ReduceMin": PlainRow(_total(min), plain_dims.reduced),
+    "ReduceProd": PlainRow(_total(math.prod), plain_dims.reduced),
+    "ReduceSum": PlainRow(_total(sum), plain_dims.reduced),
+    "Reshape": PlainRow(reshape, plain_dims.shaped),
+    "Slice": PlainRow(slices, plain_dims.list),
+    "Split": PlainRow(split, plain_dims.list),
+    "Squeeze": PlainRow(squeeze, plain_dims.squeezed),
+    "Unsqueeze": PlainRow(unsqueeze, plain_dims.unsqueezed),
 }
 """Ops of ai.onnx with a meaning in Python; Shape and Size, which read a tensor, stand apart."""

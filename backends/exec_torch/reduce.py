@@ -90,18 +90,14 @@ def _log_sum_exp(x: Tensor, dims: tuple[int, ...], keep: bool) -> Tensor:
     return torch.logsumexp(wide, dims, keep).to(x.dtype)
 
 
-def arg_max(
-    x: Tensor, *, axis: int = 0, keepdims: int = 1, select_last_index: int = 0
-) -> Tensor:
+def arg_max(x: Tensor, *, axis: int = 0, keepdims: int = 1, select_last_index: int = 0) -> Tensor:
     """Where the largest element is: the first such, or the last."""
     if not select_last_index:
         return torch.argmax(x, axis, bool(keepdims))
     return x.shape[axis] - 1 - torch.argmax(torch.flip(x, [axis]), axis, bool(keepdims))
 
 
-def arg_min(
-    x: Tensor, *, axis: int = 0, keepdims: int = 1, select_last_index: int = 0
-) -> Tensor:
+def arg_min(x: Tensor, *, axis: int = 0, keepdims: int = 1, select_last_index: int = 0) -> Tensor:
     """Where the smallest element is: the first such, or the last."""
     if not select_last_index:
         return torch.argmin(x, axis, bool(keepdims))
@@ -124,9 +120,7 @@ def hardmax(x: Tensor, *, axis: int = -1) -> Tensor:
     return torch.zeros_like(x).scatter(axis, place, 1.0)
 
 
-def bias_softmax(
-    x: Tensor, bias: Tensor, *, axis: int = 1, is_inner_broadcast: int = 1
-) -> Tensor:
+def bias_softmax(x: Tensor, bias: Tensor, *, axis: int = 1, is_inner_broadcast: int = 1) -> Tensor:
     """Softmax over all dims from `axis` on, of x plus a bias of the same rank."""
     total = x + bias
     return torch.softmax(total.flatten(axis % x.ndim), -1).reshape(total.shape)

@@ -120,9 +120,7 @@ def _pad_dim(x: Tensor, dim: int, before: int, after: int, mode: str, value: Any
     return x.index_select(dim, places)
 
 
-def range_of(
-    start: Any, limit: Any, delta: Any, *, operand_dtype: Any, device: Any
-) -> Tensor:
+def range_of(start: Any, limit: Any, delta: Any, *, operand_dtype: Any, device: Any) -> Tensor:
     """Numbers from `start` in steps of `delta`."""
     first, last, step = number(start), number(limit), number(delta)
     count = max(0, -(-(last - first) // step))

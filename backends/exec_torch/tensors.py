@@ -36,7 +36,7 @@ FLOATS = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
 UNSIGNED = {torch.uint16: 16, torch.uint32: 32, torch.uint64: 64}
 """Types that torch keeps but hardly computes in, and their bits."""
 
-_FOREIGN = {
+_FOREIGN: dict[str, tuple[Any, Any]] = {
     "bfloat16": (np.uint16, torch.bfloat16),
     "float8_e4m3fn": (np.uint8, torch.float8_e4m3fn),
     "float8_e5m2": (np.uint8, torch.float8_e5m2),
@@ -64,26 +64,28 @@ def to_torch(array: np.ndarray) -> Tensor:
         )
     if any(stride < 0 for stride in array.strides):
         array = array.copy()
-    carrier, kind = _FOREIGN.get(name, (None, None))
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*not writable.*")  # a weight mapped from disk
-        if kind is None:
+        if name not in _FOREIGN:
             return torch.from_numpy(array)
+        carrier, kind = _FOREIGN[name]
         # A view as other bytes needs a last dim of one element after another.
         array = array if array.flags.c_contiguous else array.copy()
         return torch.from_numpy(array.view(carrier)).view(kind)
 
 
 def to_numpy(tensor: Tensor) -> np.ndarray:
-    """A view of a tensor's memory, or a copy where that lies on a device."""
+    """A view of a tensor's memory; a copy, which is read-only, where numpy cannot view it."""
     kind = getattr(tensor, "carries", None)
-    tensor = tensor.detach().cpu()
-    if kind is not None:
-        return np.asarray(tensor.numpy().astype(kind))
+    held = tensor.detach().cpu()
     if tensor.dtype in _BACK:
-        carrier, kind = _BACK[tensor.dtype]
-        return np.asarray(tensor.view(carrier).numpy().view(kind))
-    return np.asarray(tensor.numpy())
+        carrier, name = _BACK[tensor.dtype]
+        array = held.view(carrier).numpy().view(name)
+    else:
+        array = held.numpy() if kind is None else held.numpy().astype(kind)
+    if kind is not None or tensor.device.type != "cpu":
+        array.flags.writeable = False
+    return np.asarray(array)
 
 
 def carry(tensor: Tensor, dtype: ir.DataType | None) -> Tensor:

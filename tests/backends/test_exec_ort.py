@@ -11,7 +11,7 @@ from onnx import helper, numpy_helper
 
 from backends.exec_ort import OrtExecutor
 from backends.given_weights import used_as_given
-from backends.run import run_lockstep
+from backends.lockstep import run_lockstep
 from graph.reader import read_model
 
 SIZE = 36

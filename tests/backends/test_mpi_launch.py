@@ -31,7 +31,7 @@ except BackendUnavailable as unavailable:
 
 
 @pytest.mark.parametrize("ranks", [2, 4])
-def test_the_mpi_suites_pass(ranks: int, tmp_path: Path) -> None:
+def test_programs_pass_on_mpi(ranks: int, tmp_path: Path) -> None:
     argv = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", "tests/mpi"]
     done = subprocess.run(
         LAUNCHER.command(argv, ranks),

@@ -19,10 +19,21 @@ YOUR APPLICATION TERMINATED WITH THE EXIT STRING: Killed (signal 9)
 
 def test_rank_and_size_of_every_launcher() -> None:
     assert detect_environment({}) == Placement(0, 1, 1, "")
-    mpich = {"PMI_RANK": "1", "PMI_SIZE": "4", "MPI_LOCALNRANKS": "2"}
-    assert detect_environment(mpich) == Placement(1, 4, 2, "mpich")
+    mpich = {"PMI_RANK": "3", "PMI_SIZE": "4", "MPI_LOCALNRANKS": "2"}
+    assert detect_environment(mpich) == Placement(3, 4, 2, "mpich", 1)
     openmpi = {"OMPI_COMM_WORLD_RANK": "2", "OMPI_COMM_WORLD_SIZE": "3"}
-    assert detect_environment(openmpi) == Placement(2, 3, 3, "openmpi")
+    assert detect_environment(openmpi) == Placement(2, 3, 3, "openmpi", 2)
+    own = {"TPCORE_RANK": "1", "TPCORE_SIZE": "2"}
+    assert detect_environment(own) == Placement(1, 2, 2, "tpcore", 1)
+    assert [detect_environment(e).speaks_mpi for e in (mpich, openmpi, own)] == [True, True, False]
+
+
+def test_torchrun_is_told_from_variables_that_anybody_sets() -> None:
+    bare = {"RANK": "5", "WORLD_SIZE": "8"}
+    assert detect_environment(bare) == Placement(0, 1, 1, "")
+    torchrun = {**bare, "LOCAL_WORLD_SIZE": "4", "LOCAL_RANK": "1", "MASTER_ADDR": "10.0.0.1"}
+    assert detect_environment(torchrun) == Placement(5, 8, 4, "torchrun", 1)
+    assert detect_environment({**torchrun, "PMI_RANK": "0", "PMI_SIZE": "2"}).launcher == "mpich"
 
 
 def passed(text: str) -> tuple[str, str]:

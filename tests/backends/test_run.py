@@ -11,7 +11,8 @@ import pytest
 
 from backends.comm_local import SingleCommunicator
 from backends.exec_ort import OrtExecutor
-from backends.run import RankProgram, run_lockstep
+from backends.lockstep import run_lockstep
+from backends.run import RankProgram
 from graph.dialect import AllReduce
 from graph.errors import BundleError, ExecutionError, PlanError
 from tests.backends.toys import HIDDEN, Maker, mlp_rank, mlp_reference, mlp_weights

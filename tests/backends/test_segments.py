@@ -9,7 +9,7 @@ import onnx_ir as ir
 import pytest
 
 from backends.exec_ort import OrtExecutor
-from backends.run import run_lockstep
+from backends.lockstep import run_lockstep
 from backends.segments import Exchange, Segment, cut
 from graph.dialect import AllReduce, Broadcast
 from graph.errors import GraphError

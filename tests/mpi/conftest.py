@@ -1,4 +1,5 @@
-"""Started as `mpirun -n N python -m pytest tests/mpi`; without ranks nothing is collected here.
+"""Started as `mpirun -n N python -m pytest tests/mpi`, or by any other launcher that tpcore knows;
+without ranks nothing is collected here.
 
 A test that fails on one rank ends the job: the other ranks would wait for it for ever.
 """
@@ -32,12 +33,12 @@ def pytest_runtest_makereport(
     """End all ranks with the failing rank's text."""
     report = yield
     if report.failed and PLACEMENT.size > 1:
-        from backends.comm_mpi import MpiCommunicator
+        from backends.job import meet
 
         print(
             f"\n[rank {PLACEMENT.rank}] {item.nodeid} failed:\n{report.longreprtext}",
             file=sys.__stderr__,
             flush=True,
         )
-        MpiCommunicator().abort(1)
+        meet(PLACEMENT).abort(1)
     return report

@@ -7,23 +7,40 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 
-from backends.comm_mpi import MpiCommunicator
+from backends.base import Executor
 from backends.exec_ort import OrtExecutor
-from backends.handshake import RankInfo, collective_sequence, handshake
-from backends.run import RankProgram, run_lockstep
+from backends.handshake import RankInfo, agree, collective_sequence, handshake
+from backends.job import meet
+from backends.lockstep import run_lockstep
+from backends.placement import detect_environment
+from backends.run import RankProgram
 from graph.dialect import AllReduce
-from graph.errors import BundleError, ExecutionError, TpcoreError
+from graph.errors import BackendUnavailable, BundleError, ExecutionError, TpcoreError
 from tests.backends.toys import HIDDEN, Maker, mlp_rank, mlp_reference, mlp_weights
 
-COMMUNICATOR = MpiCommunicator()
+PLACEMENT = detect_environment()
+COMMUNICATOR = meet(PLACEMENT)
 RANK, SIZE = COMMUNICATOR.rank, COMMUNICATOR.size
 X = np.random.default_rng(1).normal(size=(3, HIDDEN)).astype(np.float32)
 
 
-def test_ranks_equal_the_whole_mlp_and_lockstep() -> None:
-    program = RankProgram(mlp_rank(RANK, SIZE), OrtExecutor(), COMMUNICATOR)
+def executors() -> list[Executor]:
+    """onnxruntime, and torch where the ranks have loaded it already."""
+    if PLACEMENT.speaks_mpi:
+        return [OrtExecutor()]
+    from backends.exec_torch import TorchExecutor
+
+    return [OrtExecutor(), TorchExecutor()]
+
+
+EACH_EXECUTOR = pytest.mark.parametrize("executor", executors(), ids=lambda e: type(e).__name__)
+
+
+@EACH_EXECUTOR
+def test_ranks_equal_the_whole_mlp_and_lockstep(executor: Executor) -> None:
+    program = RankProgram(mlp_rank(RANK, SIZE), executor, COMMUNICATOR)
     models = [mlp_rank(rank, SIZE) for rank in range(SIZE)]
-    expected = run_lockstep(models, [{"x": X}] * SIZE, OrtExecutor())[RANK]
+    expected = run_lockstep(models, [{"x": X}] * SIZE, executor)[RANK]
     for _ in range(3):
         result = program.run({"x": X})
         for name, array in mlp_reference(X, mlp_weights()).items():
@@ -31,16 +48,43 @@ def test_ranks_equal_the_whole_mlp_and_lockstep() -> None:
             assert result[name].tobytes() == expected[name].tobytes()
 
 
+@EACH_EXECUTOR
 @pytest.mark.parametrize("dtype", [np.float16, ml_dtypes.bfloat16])
-def test_16_bit_values_pass(dtype: type) -> None:
+def test_16_bit_values_pass(dtype: type, executor: Executor) -> None:
     maker = Maker(dtype)
     total = maker.collective(AllReduce("tp"), maker.op("Identity", maker.input("x", ("n",))), "sum")
     program = RankProgram(
-        maker.model([maker.op("Identity", total, name="y")]), OrtExecutor(), COMMUNICATOR
+        maker.model([maker.op("Identity", total, name="y")]), executor, COMMUNICATOR
     )
     result = program.run({"x": np.array([RANK, 1], dtype)})["y"]
     assert result.dtype == dtype
     assert result.astype(np.float32).tolist() == [SIZE * (SIZE - 1) / 2, SIZE]
+
+
+@EACH_EXECUTOR
+def test_a_value_that_is_read_again_is_not_written(executor: Executor) -> None:
+    maker = Maker()
+    part = maker.op("Neg", maker.input("x", ("n",)), name="part")
+    total = maker.collective(AllReduce("tp"), part, "sum", "total")
+    again = maker.op("Identity", part, name="again")
+    program = RankProgram(maker.model([total, again]), executor, COMMUNICATOR)
+    x = np.array([RANK, 1], np.float32)
+    result = program.run({"x": x})
+    assert result["again"].tolist() == [-RANK, -1]
+    assert result["total"].tolist() == [-SIZE * (SIZE - 1) / 2, -SIZE]
+    assert x.tolist() == [RANK, 1]
+
+
+def test_what_one_rank_cannot_make_no_rank_makes() -> None:
+    def make() -> int:
+        if RANK == SIZE - 1:
+            raise BackendUnavailable("the card is missing.")
+        return 1
+
+    with pytest.raises(BackendUnavailable, match="the card is missing") as caught:
+        agree(COMMUNICATOR, make)
+    assert caught.value.agreed
+    assert agree(COMMUNICATOR, lambda: RANK) == RANK
 
 
 def test_ranks_that_agree_shake_hands() -> None:

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 import numpy as np
 
 from backends.exec_ort import OrtExecutor
-from backends.run import Lockstep
+from backends.lockstep import Lockstep
 from tests.graph.small import Arrays
 from tpcore.distribute import cut_inputs, read_held
 from tpcore.shard import Split

@@ -449,7 +449,7 @@ def test_a_reader_that_has_seen_enough(folder: Path) -> None:
 def test_doctor_says_what_is_missing(here: Here, monkeypatch: pytest.MonkeyPatch) -> None:
     found = here("doctor")
     assert found.status == 0 and "  ok  simulate" in found.out
-    monkeypatch.setattr("backends.builtin.find_spec", lambda module: None)
+    monkeypatch.setattr("backends.exchanges.find_spec", lambda module: None)
     done = here("doctor")
     assert done.status == 3 and done.err == ""
     assert "no  simulate" in done.out

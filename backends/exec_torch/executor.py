@@ -1,0 +1,196 @@
+"""TorchExecutor: segments as torch modules, on any device that torch has."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+import torch
+from torch import fx
+
+from backends.scope import PASSES_ON
+from graph.errors import ExecutionError
+from graph.upgrade import TARGET, upgrade
+
+from .bodies import inline_bodies, inline_functions
+from .held import MAX_PLAIN, describe, plain_of
+from .kinds import Types
+from .loading import Loader
+from .lower import Lowering
+from .missing import DEFAULT, REASONS
+from .table import has_row
+from .tensors import CARRIED, FLOATS, Tensor, carry, to_numpy, to_torch
+
+_DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32, None: None}
+
+
+class TorchExecutor:
+    """Lowers each segment to one torch.fx.GraphModule.
+
+    With a `dtype` weights are cast on load and floats are computed in it; what comes in and goes
+    out of the whole graph keeps the model's types.
+    """
+
+    def __init__(
+        self, device: str = "cpu", dtype: str | None = None, compile: bool = False
+    ) -> None:
+        if dtype not in _DTYPES:
+            raise ExecutionError(
+                f"torch executor has no dtype '{dtype}'. Choose one of fp16, bf16, fp32."
+            )
+        self.device = torch.device(device)
+        self._loader = Loader(self.device)
+        self.types = Types(_DTYPES[dtype])
+        self._compile = compile
+
+    def prepare(self, segment: ir.Model, threads: int) -> TorchStep:
+        """Lower a plain ONNX model. Raises ExecutionError, which names all ops without a row."""
+        torch.set_num_threads(threads)
+        model = _decomposed(segment)
+        missing = _missing(model)
+        if missing:
+            raise ExecutionError(
+                f"torch has no row for {'; '.join(missing)}. Run the model with the backend 'cpu'."
+            )
+        return TorchStep(model.graph, self.types, self._loader, self._compile)
+
+    def to_tensor(self, array: np.ndarray) -> Tensor:
+        """A tensor on the array's memory, or a copy on the device; short shapes stay at hand."""
+        tensor = to_torch(array)
+        is_shape = array.dtype.kind in "iub" and array.ndim <= 1 and array.size <= MAX_PLAIN
+        return tensor if is_shape else tensor.to(self.device)
+
+    def to_array(self, tensor: Tensor) -> np.ndarray:
+        """A view of a tensor in memory, or a read-only copy of what numpy cannot reach."""
+        array = to_numpy(tensor)
+        if tensor.device.type != "cpu" or hasattr(tensor, "carries"):
+            array.flags.writeable = False
+        return array
+
+
+def missing_ops(model: ir.Model) -> list[str]:
+    """Ops of a model that torch cannot run, each with the reason."""
+    return _missing(_decomposed(model))
+
+
+def _missing(model: ir.Model) -> list[str]:
+    nodes = [node for node in model.graph.all_nodes() if not has_row(node)]
+    names = sorted({(node.domain or "ai.onnx", node.op_type) for node in nodes})
+    return [f"{domain}:{op} ({REASONS.get(op, DEFAULT)})" for domain, op in names]
+
+
+def _decomposed(segment: ir.Model) -> ir.Model:
+    """A copy of ops with rows, as far as ONNX's own definitions lead there."""
+    model = segment.clone()
+    inline_functions(model)
+    if model.graph.opset_imports.get("", TARGET) < TARGET:
+        upgrade(model)
+    inline_bodies(model, has_row)
+    return model
+
+
+@dataclass(frozen=True)
+class _Port:
+    """An input or output of a segment."""
+
+    name: str
+    dtype: Any
+    """torch's type; None where it is not known, or need not be made."""
+    is_plain: bool
+    onnx: ir.DataType | None
+
+
+class TorchStep:
+    """One segment's module."""
+
+    def __init__(self, graph: ir.Graph, types: Types, loader: Loader, compile: bool) -> None:
+        self._device = loader.device
+        lowering = Lowering(graph, types, loader, graph.opset_imports.get("", TARGET))
+        self._inputs = []
+        for value in graph.inputs:
+            dims = lowering.wants_plain(value)
+            lowering.add_input(value, dims)
+            dtype = types.dtype
+            self._inputs.append(_Port(value.name or "", dtype, dims is not None, value.dtype))
+        lowering.run()
+        self._outputs = [_output_port(lowering, value, types) for value in graph.outputs]
+        held = [lowering.find(value) for value in graph.outputs]
+        self._module = lowering.finish(
+            h.plain if port.is_plain else lowering.tensor(h, h.wide)
+            for h, port in zip(held, self._outputs)
+        )
+        weights = self._module.buffers()
+        self._weights = {weight.untyped_storage().data_ptr() for weight in weights}
+        self._run = torch.compile(self._module, dynamic=True) if compile else self._module
+
+    def __call__(self, values: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Run the segment on the values it needs. Raises ExecutionError."""
+        with torch.inference_mode():
+            given = [self._take(port, values[port.name]) for port in self._inputs]
+            try:
+                made = self._run(*given)
+            except Exception as error:
+                raise self._explain(error, given) from error
+            return self._give(made, given)
+
+    def _take(self, port: _Port, tensor: Tensor) -> Any:
+        if port.is_plain:
+            return plain_of(tensor)
+        if port.dtype is not None and tensor.dtype in FLOATS:
+            return tensor.to(self._device, port.dtype)
+        return tensor if tensor.device == self._device else tensor.to(self._device)
+
+    def _give(self, made: tuple[Any, ...], given: list[Any]) -> dict[str, Tensor]:
+        """Outputs in buffers of their own, which a collective may write into."""
+        taken = {t.untyped_storage().data_ptr() for t in given if isinstance(t, torch.Tensor)}
+        taken |= self._weights
+        results = {}
+        for port, one in zip(self._outputs, made):
+            if port.is_plain:
+                results[port.name] = torch.tensor(one, dtype=port.dtype)
+                continue
+            one = one if port.dtype is None else one.to(port.dtype)
+            one = one.contiguous()
+            if one.numel() and one.untyped_storage().data_ptr() in taken:
+                one = one.clone()
+            taken.add(one.untyped_storage().data_ptr())
+            results[port.name] = carry(one, port.onnx)
+        return results
+
+    def _explain(self, error: Exception, given: list[Any]) -> ExecutionError:
+        """Run once more, node by node, to name the one that fails."""
+        tracer = _Tracer(self._module)
+        try:
+            tracer.run(*given)
+        except Exception as again:
+            error = again
+        node = tracer.current
+        place = describe(node) if node is not None else "a segment"
+        text = str(error).split("\n\nWhile executing")[0].strip() or type(error).__name__
+        return ExecutionError(f"torch cannot run {place}: {' '.join(text.split())[:400]}")
+
+
+def _output_port(lowering: Lowering, value: ir.Value, types: Types) -> _Port:
+    held = lowering.find(value)
+    is_plain = held.tensor is None and held.constant is None
+    dtype = held.dtype if is_plain else None
+    declared = value.dtype
+    if not is_plain and types.dtype is not None and declared is not None:
+        found = Types().of(declared)
+        if found in FLOATS:
+            dtype = types.dtype if value.meta.get(PASSES_ON) else found
+    return _Port(value.name or "", dtype, is_plain, declared if declared in CARRIED else None)
+
+
+class _Tracer(fx.Interpreter):  # type: ignore[misc]
+    """Runs a module node by node and knows where it is."""
+
+    current: ir.Node | None = None
+
+    def run_node(self, n: Any) -> Any:
+        """Run one node."""
+        self.current = n.meta.get("onnx", self.current)
+        return super().run_node(n)

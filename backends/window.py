@@ -1,0 +1,157 @@
+"""Memory that all ranks of one host share: a slot per rank to write into, and a way to meet.
+
+A round is: write into your slot, `meet`, read the others' slots. Slots come in two sets that take
+turns, so one meeting a round is enough: a rank writes into a set again only after the next
+meeting, and who has come to that one has read what it wanted of this one.
+
+A rank says that it has come by counting up its own flag, an aligned 64-bit integer that it alone
+writes, on a cache line of its own. Who sees the flag must see the slot as well. x86 keeps the order
+of one core's stores and of its loads, so nothing more is needed there (what glibc copies with
+streaming stores it ends with a fence); other processors need a `fence` on both sides.
+"""
+
+from __future__ import annotations
+
+import math
+import mmap
+import os
+import platform
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+
+SLOT_BYTES = 1 << 20
+"""What a rank can hand over in one round."""
+_LINE = 128
+"""Bytes between flags: two cache lines, since processors fetch them in pairs."""
+_POLLS = 400
+"""How often to look at a flag before the core is offered to others, some 15 us."""
+_PATIENCE_SECONDS = 0.01
+"""How long to go on looking before sleeping in between; a rank so late computes or is stopped."""
+_NAP_SECONDS = 2e-5
+"""The system makes some 70 us of it. Ranks that outnumber the cores nap at once: on 4 ranks of 2
+cores, offering the core over and over took four times as long as napping and twice MPI's time."""
+
+Fence = Callable[[], None]
+
+
+class Window:
+    """One rank's view of the shared memory."""
+
+    def __init__(
+        self,
+        memory: mmap.mmap,
+        rank: int,
+        size: int,
+        slot_bytes: int,
+        *,
+        crowded: bool = False,
+        fence: Fence | None = None,
+    ) -> None:
+        self.rank, self.size, self.slot_bytes = rank, size, slot_bytes
+        self.turn = 0
+        """Which set of slots this round uses, 0 or 1."""
+        first = _header_bytes(size)
+        self._flags = memoryview(memory)[:first].cast("q")
+        self._slots = np.frombuffer(memory, np.uint8, offset=first).reshape(2, size, slot_bytes)
+        step = _LINE // self._flags.itemsize
+        self._mine = rank * step
+        self._others = [other * step for other in range(size) if other != rank]
+        self._polls, self._patience = (0, 0.0) if crowded else (_POLLS, _PATIENCE_SECONDS)
+        self._fence = fence
+        self._count = 0
+
+    def view(
+        self, turn: int, rank: int, shape: tuple[int, ...], dtype: np.dtype[Any], offset: int = 0
+    ) -> np.ndarray:
+        """An array in a rank's slot of one set, `offset` bytes into it."""
+        end = offset + math.prod(shape) * dtype.itemsize
+        return self._slots[turn, rank, offset:end].view(dtype).reshape(shape)
+
+    def views(
+        self, shapes: Sequence[tuple[int, ...]], dtype: np.dtype[Any]
+    ) -> tuple[list[np.ndarray], list[np.ndarray]]:
+        """Of both sets, an array of `shapes[rank]` at the start of every rank's slot."""
+        first, second = (
+            [self.view(turn, rank, shape, dtype) for rank, shape in enumerate(shapes)]
+            for turn in (0, 1)
+        )
+        return first, second
+
+    def meet(self) -> None:
+        """Wait until every rank has come to this meeting; the other set of slots has its turn."""
+        self._count = count = self._count + 1
+        self.turn = count & 1
+        flags, fence = self._flags, self._fence
+        if fence is not None:
+            fence()
+        flags[self._mine] = count
+        for other in self._others:
+            if flags[other] < count:
+                self._wait_for(other, count)
+        if fence is not None:
+            fence()
+
+    def _wait_for(self, other: int, count: int) -> None:
+        flags = self._flags
+        for _ in range(self._polls):
+            if flags[other] >= count:
+                return
+        patient_until = time.monotonic() + self._patience
+        while flags[other] < count:
+            if time.monotonic() < patient_until:
+                os.sched_yield()
+            else:
+                time.sleep(_NAP_SECONDS)
+
+
+def needs_fence() -> bool:
+    """Whether this processor may show others a rank's flag before what was written ahead of it."""
+    return platform.machine() not in ("x86_64", "AMD64", "i386", "i686")
+
+
+class SharedMemory:
+    """Shared memory as its maker offers it: a file in memory that is gone with its last user."""
+
+    def __init__(self, size: int, slot_bytes: int) -> None:
+        """Raises OSError where the system has no such memory or too little of it."""
+        self.name = f"tpcore-{os.urandom(16).hex()}"
+        self._file = os.memfd_create(self.name)
+        try:
+            os.posix_fallocate(self._file, 0, _window_bytes(size, slot_bytes))
+        except OSError:
+            os.close(self._file)
+            raise
+
+    @property
+    def address(self) -> str:
+        """By which other processes of this host find it."""
+        return f"/proc/{os.getpid()}/fd/{self._file}:{self.name}"
+
+    def close(self) -> None:
+        """Stop offering it; who has mapped it keeps it."""
+        os.close(self._file)
+
+
+def map_memory(address: str, size: int, slot_bytes: int) -> mmap.mmap:
+    """Map the memory that another process offers. Raises OSError where it is not on this host."""
+    path, _, name = address.partition(":")
+    # The same path on another host may be anything; only the name tells.
+    if os.readlink(path) != f"/memfd:{name} (deleted)":
+        raise FileNotFoundError(address)
+    file = os.open(path, os.O_RDWR)
+    try:
+        return mmap.mmap(file, _window_bytes(size, slot_bytes))
+    finally:
+        os.close(file)
+
+
+def _header_bytes(size: int) -> int:
+    page = mmap.PAGESIZE
+    return -(-size * _LINE // page) * page
+
+
+def _window_bytes(size: int, slot_bytes: int) -> int:
+    return _header_bytes(size) + 2 * size * slot_bytes

@@ -1,0 +1,55 @@
+"""The backend `echo-numpy`: numpy computes node by node, MPI exchanges as in tpcore's own `cpu`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+
+import numpy as np
+import onnx_ir as ir
+
+from backends.base import Availability, Backend, Step
+from backends.builtin import cpu
+from backends.exchanges import EXCHANGES
+from graph.interpret import interpret
+
+
+class NumpyExecutor:
+    """Computes segments with the oracle of tpcore's own tests; its tensors are numpy arrays."""
+
+    def prepare(self, segment: ir.Model, threads: int) -> Step:
+        """Return a function of values by name."""
+        names = [value.name or "" for value in segment.graph.inputs]
+
+        def step(values: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+            (outputs,) = interpret([segment], [{name: values[name] for name in names}])
+            # Copies: a collective may write into a result.
+            return {name: np.array(array, order="C") for name, array in outputs.items()}
+
+        return step
+
+    def to_tensor(self, array: np.ndarray) -> np.ndarray:
+        """Return the array."""
+        return array
+
+    def to_array(self, tensor: np.ndarray) -> np.ndarray:
+        """Return the array."""
+        return tensor
+
+
+def make_backend() -> Backend:
+    """What the entry point names."""
+    return replace(
+        cpu(),
+        name="echo-numpy",
+        summary="one process per rank, numpy computes node by node, MPI exchanges",
+        probe=probe,
+        executor=NumpyExecutor,
+        exact_executor=None,
+        configure=None,
+    )
+
+
+def probe() -> Availability:
+    """Numpy is always there; MPI may not be."""
+    return EXCHANGES["mpi"].probe()

@@ -1,0 +1,274 @@
+"""A session: one model from the outside, with onnxruntime's methods; nothing left when it ends."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import onnxruntime
+import pytest
+
+import tpcore
+from backends.flight import read_rank
+from graph.errors import BundleError, ExecutionError, PlanError
+from tests import big_model
+from tests.models import GENAI, model_inputs, model_path, run_reference
+from tests.tpcore.command import ROOT, check_sentence, environment, flip_byte, python_path, save
+from tests.tpcore.small_models import INPUTS, mlp
+from tests.tpcore.test_faults import LONG, processes_with
+from tests.tpcore.test_run import check_equal
+from tpcore.partition import Options
+from tpcore.session import InferenceSession
+from tpcore.shard import shard
+
+
+@pytest.fixture(scope="module")
+def bundles(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """`genai` and `mlp` on two ranks, and `long`, which takes seconds to run."""
+    made = tmp_path_factory.mktemp("bundles")
+    shard(model_path(GENAI), made / "genai", Options(2, split_outputs=["logits"]))
+    shard(save(mlp(), made / "mlp.onnx"), made / "mlp", Options(2))
+    shard(big_model.make(made / "long.onnx", **LONG), made / "long", Options(2))
+    return made
+
+
+@pytest.fixture(autouse=True)
+def scratch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """Where sessions of the test leave their records; no process may be left that knows of it."""
+    folder = tmp_path / "longer than the address of a socket may be" / ("x" * 60)
+    folder.mkdir(parents=True)
+    monkeypatch.setenv("TMPDIR", str(folder))
+    monkeypatch.setattr("tempfile.tempdir", None)
+    monkeypatch.setenv("PYTHONPATH", python_path())
+    yield folder
+    check_nothing_is_left(folder)
+    monkeypatch.setattr("tempfile.tempdir", None)
+
+
+def check_nothing_is_left(folder: Path, seconds: float = 10.0) -> None:
+    """No rank or launcher lives, and of a job only reports are left."""
+    deadline = time.monotonic() + seconds
+    while left := [line for pid, line in processes_with(str(folder)) if int(pid) != os.getpid()]:
+        assert time.monotonic() < deadline, left
+        time.sleep(0.05)
+    names = {path.name for path in folder.glob("tpcore-*/*")}
+    assert all(re.fullmatch(r"rank\d\.flight\.json|failure\.json", name) for name in names), names
+
+
+def pids(session: InferenceSession) -> list[int]:
+    """The processes of the ranks."""
+    folder = session._runner._ranks.run_dir  # type: ignore[attr-defined]
+    states = [read_rank(folder, rank) for rank in range(2)]
+    return [state.pid for state in states if state is not None]
+
+
+# --- as onnxruntime -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("backend", ["cpu", "simulate"])
+def test_outputs_are_those_of_onnxruntime(bundles: Path, backend: str) -> None:
+    """Over several calls of one session, whose inputs shrink and grow."""
+    path = model_path(GENAI)
+    unsplit = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+    with tpcore.InferenceSession(bundles / "genai", backend=backend) as session:
+        names = [output.name for output in unsplit.get_outputs()]
+        for mine, theirs in (
+            (session.get_inputs(), unsplit.get_inputs()),
+            (session.get_outputs(), unsplit.get_outputs()),
+        ):
+            assert [(a.name, a.type, len(a.shape)) for a in mine] == [
+                (a.name, a.type, len(a.shape)) for a in theirs
+            ]
+        kept = []
+        for case in ("decode", "prefill", "decode"):
+            inputs = model_inputs(GENAI, case)
+            want = run_reference(path, inputs)
+            kept.append((session.run(None, inputs), want))
+            picked = session.run(["present.0.key", "logits"], inputs)
+            assert [p.shape for p in picked] == [want[n].shape for n in ("present.0.key", "logits")]
+        for got, want in kept:  # a later call has not written into what an earlier one returned
+            check_equal(dict(zip(names, got)), want)
+        assert session.rank_seconds > 0
+
+
+def test_a_model_is_split_in_memory(tmp_path: Path) -> None:
+    path = save(mlp(), tmp_path / "mlp.onnx")
+    with InferenceSession(path, tp=2) as session:
+        want = run_reference(path, INPUTS["mlp"])
+        check_equal({"y": session.run(None, INPUTS["mlp"])[0]}, want)
+    with InferenceSession(path, options=Options(2, pins={"w1": "replicate"})) as session:
+        check_equal({"y": session.run(None, INPUTS["mlp"])[0]}, want)
+
+
+SCRIPT = """
+import numpy as np
+import onnxruntime
+
+session = onnxruntime.InferenceSession("MODEL", providers=["CPUExecutionProvider"])
+for argument in session.get_inputs() + session.get_outputs():
+    print(argument.name, argument.shape, argument.type)
+x = np.arange(np.prod([2, 8]), dtype=np.float32).reshape(2, -1) / 16
+(y,) = session.run(None, {session.get_inputs()[0].name: x})
+print(y.dtype, y.shape, y.round(3).tolist())
+"""
+
+
+def test_a_script_for_onnxruntime_runs_with_another_import_and_path(bundles: Path) -> None:
+    said = []
+    for module, path in (("onnxruntime", "mlp.onnx"), ("tpcore as onnxruntime", "mlp")):
+        text = SCRIPT.replace("import onnxruntime", f"import {module}")
+        done = script(text.replace("MODEL", str(bundles / path)))
+        assert (done.returncode, done.stderr) == (0, "")
+        said.append(done.stdout)
+    assert said[0] == said[1] and "tensor(float)" in said[0]
+
+
+def script(text: str) -> subprocess.CompletedProcess[str]:
+    """Run a script in a process of its own, as a user does."""
+    return subprocess.run(
+        [sys.executable, "-c", text],
+        env=environment(), cwd=ROOT, capture_output=True, text=True, timeout=60, check=False,
+    )  # fmt: skip
+
+
+# --- what cannot be -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("backend", ["cpu", "simulate"])
+def test_wrong_calls_are_refused_and_the_session_goes_on(bundles: Path, backend: str) -> None:
+    x = INPUTS["mlp"]["x"]
+    wrong = {
+        "'x' is missing": (None, {}),
+        f"'x' is float64{list(x.shape)} where": (None, {"x": x.astype(np.float64)}),
+        "'z' is no input": (None, {"x": x, "z": x}),
+        "'nope' is no output": (["nope"], {"x": x}),
+    }
+    with InferenceSession(bundles / "mlp", backend=backend) as session:
+        for text, (names, feed) in wrong.items():
+            with pytest.raises(PlanError) as caught:
+                session.run(names, feed)
+            assert text in str(caught.value)
+            check_sentence(str(caught.value))
+        assert session.run(None, {"x": x})[0].shape[0] == len(x)
+    with pytest.raises(ExecutionError, match="is closed. Make a new one."):
+        session.run(None, {"x": x})
+
+
+def test_what_has_no_effect_is_refused(bundles: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for more in ({"providers": ["CUDAExecutionProvider"]}, {"sess_options": object()}):
+        with pytest.raises(PlanError, match="backend="):
+            InferenceSession(bundles / "mlp", **more)
+    monkeypatch.setenv("PMI_RANK", "0")
+    monkeypatch.setenv("PMI_SIZE", "2")
+    with pytest.raises(PlanError, match="starts its own ranks. Start the script without"):
+        InferenceSession(bundles / "mlp")
+
+
+def test_a_rank_that_cannot_start_says_why(tmp_path: Path) -> None:
+    bundle = shard(save(mlp(), tmp_path / "m.onnx"), tmp_path / "b", Options(2)).path
+    flip_byte(bundle / "rank-00001" / "model.safetensors", 0.9)
+    with pytest.raises(BundleError, match=r"rank 1 cannot run: .*rank-00001/model.safetensors"):
+        InferenceSession(bundle)
+
+
+# --- faults ---------------------------------------------------------------------------------------
+
+
+def test_a_rank_killed_in_a_call_is_named(bundles: Path) -> None:
+    inputs = made_up(bundles / "long")
+    session = InferenceSession(bundles / "long")
+    killer = threading.Timer(0.3, lambda: os.kill(pids(session)[1], signal.SIGKILL))
+    killer.start()
+    with pytest.raises(ExecutionError, match=r"^rank 1 \(pid \d+ on .*\) was killed by SIGKILL"):
+        session.run(None, inputs)
+    killer.join()
+    with pytest.raises(ExecutionError, match="is closed"):
+        session.run(None, inputs)
+
+
+def test_a_rank_killed_between_calls_is_named(bundles: Path) -> None:
+    session = InferenceSession(bundles / "mlp")
+    session.run(None, INPUTS["mlp"])
+    os.kill(pids(session)[0], signal.SIGKILL)
+    with pytest.raises(ExecutionError, match=r"^rank 0 \(pid \d+ on .*\) was killed by SIGKILL"):
+        session.run(None, INPUTS["mlp"])
+
+
+def made_up(bundle: Path) -> dict[str, np.ndarray]:
+    """Inputs as `tpcore run` makes them up."""
+    from tpcore.inputs import make_inputs
+    from tpcore.target import open_target
+
+    return make_inputs(open_target(bundle, None).inputs, {})
+
+
+HEAD = """
+import os, signal, sys, threading, time
+import tpcore
+from tests.tpcore.test_session import made_up
+from pathlib import Path
+session = tpcore.InferenceSession("BUNDLE")
+inputs = made_up(Path("BUNDLE"))
+"""
+ENDS = {
+    "exit": "session.run(None, inputs)",
+    "exception": "session.run(None, inputs); raise ValueError('mine')",
+    "system exit": "sys.exit(5)",
+    "hard exit": "os._exit(6)",
+    "killed": "os.kill(os.getpid(), signal.SIGKILL)",
+    "garbage": """
+session.run(None, inputs)
+del session
+print(list(Path(os.environ["TMPDIR"]).glob("tpcore-*")))
+""",
+    "interrupt": """
+threading.Timer(0.5, os.kill, (os.getpid(), signal.SIGINT)).start()
+for _ in range(1000): session.run(None, inputs)
+""",
+}
+STATUS = {"exit": 0, "exception": 1, "system exit": 5, "hard exit": 6, "killed": -9, "garbage": 0}
+
+
+@pytest.mark.parametrize("how", ENDS)
+def test_nothing_is_left_however_a_script_ends(bundles: Path, how: str, scratch: Path) -> None:
+    bundle = bundles / ("long" if how == "interrupt" else "mlp")
+    done = script((HEAD + ENDS[how]).replace("BUNDLE", str(bundle)))
+    assert done.returncode == STATUS.get(how, -signal.SIGINT), done.stderr
+    said = {"exception": "ValueError: mine", "interrupt": "KeyboardInterrupt"}
+    assert said.get(how, "") in done.stderr
+    assert how in said or done.stderr == ""
+    assert how != "garbage" or done.stdout == "[]\n"
+    if how in ("hard exit", "killed"):  # nobody was there to remove the records
+        check_processes_end(scratch)
+        for path in scratch.glob("tpcore-*/*"):
+            path.unlink()
+
+
+def check_processes_end(folder: Path) -> None:
+    deadline = time.monotonic() + 10
+    while [pid for pid, _ in processes_with(str(folder)) if int(pid) != os.getpid()]:
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+def test_ranks_use_no_core_between_calls(bundles: Path) -> None:
+    with InferenceSession(bundles / "mlp") as session:
+        session.run(None, INPUTS["mlp"])
+        time.sleep(0.2)
+        before = [cpu_ticks(pid) for pid in pids(session)]
+        time.sleep(0.6)
+        assert [cpu_ticks(pid) for pid in pids(session)] == before
+
+
+def cpu_ticks(pid: int) -> int:
+    """Hundredths of a second that a process has computed."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return int(fields[11]) + int(fields[12])
