@@ -156,5 +156,11 @@ class Backend:
     exact_executor: Callable[[], Executor] | None = None
     """Makes an executor that computes every op as written, for proofs on quantised models; None
     where `executor` does."""
+    reference_executor: Callable[[], Executor] | None = None
+    """Makes the executor of the unsplit model in proofs, which shares no memory with files; None
+    where `executor` does."""
+    sharing_executor: Callable[[], Executor] | None = None
+    """Makes an executor that reads mapped weights where they lie, so that several programs share
+    one copy; None where `executor` does."""
     configure: Callable[[BackendOptions], Backend] | None = None
     """Makes the same backend with options, or raises PlanError; None where it takes none."""

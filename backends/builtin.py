@@ -20,6 +20,8 @@ def simulate() -> Backend:
         executor=_ort_executor,
         communicator=None,
         exact_executor=_exact_executor,
+        reference_executor=_reference_executor,
+        sharing_executor=_sharing_executor,
     )
 
 
@@ -61,6 +63,18 @@ def _exact_executor() -> Executor:
     from .exec_ort import OrtExecutor
 
     return OrtExecutor(as_written=True)
+
+
+def _reference_executor() -> Executor:
+    from .exec_ort import OrtExecutor
+
+    return OrtExecutor(copies=True)
+
+
+def _sharing_executor() -> Executor:
+    from .exec_ort import OrtExecutor
+
+    return OrtExecutor(packs=False)
 
 
 def _probe_onnxruntime() -> Availability:

@@ -1,4 +1,6 @@
-"""Exchanges between MPI ranks. The one file that imports mpi4py, and only when a job has ranks.
+"""Exchanges between MPI ranks of several hosts, and how all of them meet.
+
+The one file that imports mpi4py, and only when a job has ranks.
 
 Everything travels as bytes, so any dtype passes; sums are formed here, in rank order, and never by
 the MPI library: the same bits on every rank, in every run and with every MPI.
@@ -88,7 +90,7 @@ class MpiCommunicator:
         self._comm.Abort(status)
 
     def fence(self) -> Callable[[], None]:
-        """Make what keeps this process's loads and stores in order for others, whatever they are."""
+        """Make what keeps the order of this process's loads and stores for others."""
         from mpi4py import MPI
 
         window = MPI.Win.Create_dynamic(comm=MPI.COMM_SELF)

@@ -88,7 +88,7 @@ def _period(dtype: np.dtype[Any], seed: int) -> np.ndarray:
 
 
 def _count(size_bytes: int, dtype: Any) -> int:
-    return math.ceil(size_bytes / np.dtype(dtype).itemsize)
+    return math.ceil(size_bytes / int(np.dtype(dtype).itemsize))
 
 
 def _sized(name: str, size_bytes: int, make: Any) -> Case:

@@ -101,15 +101,15 @@ class RankProgram:
         return write_into(self._steps, outputs)
 
     def _run(self, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        monitor = self._monitor
+        enter, leave = self._monitor.enter, self._monitor.leave
         values = {**inputs, **self._constants}
         for index, (step, prepared) in enumerate(self._steps, self._first):
-            monitor.enter(index)
+            enter(index)
             if prepared is not None:
                 values.update(prepared(values))
             elif isinstance(step, Exchange):
                 self._exchange(step, values)
-            monitor.leave(index)
+            leave(index)
             for name in step.drop:
                 values.pop(name, None)
         return {name: values[name] for name in self.program.outputs}

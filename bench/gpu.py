@@ -1,7 +1,8 @@
 """Correctness and speed on a GPU machine: `python -m bench.gpu`; `--dry-run` shows the form on CPU.
 
-1. The test models in fp32 and bf16 on 1 rank and on 2, against ONNX Runtime on CPU. Two ranks on one
-   device exchange by its own library where NCCL_MULTI_RANK_GPU_ENABLE allows it, else by the host.
+1. The test models in fp32 and bf16 on 1 rank and on 2, against ONNX Runtime on CPU. Two ranks on
+   one device exchange by its own library where NCCL_MULTI_RANK_GPU_ENABLE lets them, else by the
+   host.
 2. A Llama of 8 billion parameters in bf16: a decode step against the time that reading its weights
    takes, and a prefill against the time of its multiplications, both at the rates that this device
    reaches in a plain copy and a plain matmul; beside it transformers, eager and compiled.
@@ -38,6 +39,7 @@ ALLOWED = {"fp32": 1e-4, "bf16": 5e-2}
 """Of the largest value of an output."""
 LLAMA_8B = LlamaShape(32, 4096, 14336, 32, 8, 128256)
 TINY = LlamaShape(2, 64, 176, 4, 2, 512)
+WAYS = ("eager", "compiled")
 MANY_RANKS = {"NCCL_MULTI_RANK_GPU_ENABLE": "1"}
 TIMEOUT_SECONDS = 1800
 Seconds = dict[str, float]
@@ -69,6 +71,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--ranks", type=int, nargs="*", default=[1], help="for the Llama")
     parser.add_argument("--context", type=int, default=1024, help="tokens before a decode step")
     parser.add_argument("--prompt", type=int, default=2048, help="tokens of a prefill")
+    parser.add_argument("--ways", nargs="*", default=WAYS, choices=WAYS, help="to run the Llama")
     parser.add_argument("--random-weights", action="store_true", help="instead of zeros")
     return parser.parse_args()
 
@@ -144,13 +147,13 @@ def print_llama(backend: str, args: argparse.Namespace) -> None:
     _print_row("limit (bandwidth, multiplications)", limits, limits)
     with tempfile.TemporaryDirectory(prefix="tpcore-gpu-") as folder:
         for ranks in args.ranks:
-            for way in ("eager", "compiled"):
+            for way in args.ways:
                 found = {
                     name: time_ours(Path(folder), name, works[name], backend, ranks, way, args)
                     for name in works
                 }
                 _print_row(f"tpcore {way}, {ranks} rank{'s' * (ranks > 1)}", found, limits)
-    for way in ("eager", "compiled"):
+    for way in args.ways:
         found = {
             name: _answer("bench.gpu_peer", way, device, json.dumps(works[name]))["seconds"]
             for name in works

@@ -32,7 +32,7 @@ from tpcore.workload import Work
 def main() -> int:
     """Plan, run and report."""
     path, topology, runs, threads = Path(sys.argv[1]), sys.argv[2], *map(int, sys.argv[3:5])
-    ranks = job.join()
+    ranks = job.join(joining=registry.get("cpu").communicator)
     model, shapes = canonicalize(read_model(path))
     request = Request(ranks.size, topology=load_topology(topology))
     (plan,) = make_plans(model, shapes, [Work()], request)

@@ -71,7 +71,7 @@ def run_split(split: Split, executor: Executor, cases: Sequence[Arrays]) -> list
     """Global outputs of all ranks for every input set."""
     models: Sequence[ir.Model] = split.ranks
     lockstep = Lockstep(models, executor)
-    found = []
+    found: list[Arrays] = []
     for inputs in cases:
         parts = lockstep.run([cut_inputs(inputs, split.shardings, r) for r in range(len(models))])
         found.append(

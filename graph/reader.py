@@ -65,8 +65,8 @@ def read_proto(path: Path) -> onnx.ModelProto:
         parsed = False
     if not parsed:
         raise GraphError(
-            f"'{path}' is not an ONNX file: its {len(contents)} bytes hold no ONNX graph. "
-            "Give a .onnx file, for example one written by torch.onnx.export."
+            f"'{path}' is not an ONNX file: its {len(contents)} bytes hold no ONNX graph, or "
+            "only a part of one. Give a whole .onnx file, as torch.onnx.export writes it."
         )
     return proto
 

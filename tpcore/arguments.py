@@ -25,8 +25,8 @@ def number_of_ranks(text: str) -> int:
 
 
 def numbers_of_ranks(text: str) -> list[int]:
-    """`1,2,4`."""
-    return [number_of_ranks(item) for item in text.split(",")]
+    """`1,2,4`; one named twice counts once."""
+    return list(dict.fromkeys(number_of_ranks(item) for item in text.split(",")))
 
 
 def sizes(text: str) -> dict[str, int]:
@@ -44,11 +44,13 @@ def workload(text: str) -> dict[str, int]:
 
 
 def _counts(text: str, what: str, example: str) -> dict[str, int]:
-    found = {}
+    found: dict[str, int] = {}
     for item in text.split(","):
         name, _, size = item.partition("=")
         if not name.strip() or not size.strip().isdigit():
             raise ArgumentTypeError(f"'{item}' is no {what}: write {example}")
+        if name.strip() in found:
+            raise ArgumentTypeError(f"'{text}' names '{name.strip()}' twice: leave one out")
         found[name.strip()] = int(size)
     return found
 
@@ -191,14 +193,29 @@ def add_shape(parser: ArgumentParser) -> None:
     )
 
 
-def add_timeout(parser: ArgumentParser) -> None:
-    """How long a rank may wait."""
+def add_target(parser: ArgumentParser) -> None:
+    """What to run, and on what."""
+    parser.add_argument("target", type=Path, help="bundle, or ONNX file with --tp")
+    parser.add_argument("--backend", default="cpu", help="see tpcore doctor (default: cpu)")
+    add_backend_options(parser)
+    add_tp(parser, required=False)
+    add_steering(parser)
     parser.add_argument(
         "--timeout",
         type=seconds,
         default=300.0,
         metavar="S",
         help="seconds a rank may wait for the others before the job is ended (default: 300)",
+    )
+
+
+def add_trace(parser: ArgumentParser) -> None:
+    """A timeline of all ranks."""
+    parser.add_argument(
+        "--trace",
+        type=Path,
+        metavar="JSON",
+        help="where to write when each rank was in which step, for ui.perfetto.dev; runs twice",
     )
 
 

@@ -151,13 +151,13 @@ def refuse_existing(path: Path, force: bool) -> None:
     """Raise BundleError if something at `path` must not be replaced."""
     if not os.path.lexists(path):
         return
-    if not force:
-        raise BundleError(f"'{path}' exists already. Give --force to replace it.")
     if path.is_symlink() or not (path / MANIFEST_FILE).is_file():
         raise BundleError(
-            f"'{path}' exists and is not a bundle, so --force does not replace it. "
+            f"'{path}' exists already and is not a bundle, so --force does not replace it either. "
             "Remove it yourself or choose another name."
         )
+    if not force:
+        raise BundleError(f"'{path}' exists already. Give --force to replace it.")
 
 
 def _write_contents(

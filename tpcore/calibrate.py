@@ -168,9 +168,15 @@ def calibrate_command(args: argparse.Namespace) -> int:
             "of several. Run it without the launcher."
         )
     check_writable(args.output)
+    ranks = args.ranks or default_ranks()
+    if max(ranks) > max(default_ranks()):
+        raise PlanError(
+            f"{max(ranks)} ranks on {usable_cores()} cores would measure how they wait for each "
+            f"other. Give --ranks up to {max(default_ranks())}."
+        )
     topology = calibrate(
         backend,
-        args.ranks or default_ranks(),
+        ranks,
         args.threads,
         lambda text: print(text, file=sys.stderr, flush=True),
     )

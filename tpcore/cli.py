@@ -221,17 +221,13 @@ def _add_run(commands: Commands) -> None:
     parser = _command(
         commands,
         "run",
-        "run a bundle, or a model split in memory; starts its own ranks unless mpirun or torchrun did",
+        "run a bundle, or a model split in memory; starts ranks unless mpirun or torchrun did",
         "mpirun -n 4 tpcore run bundle --backend cpu --inputs x.npz --outputs y.npz",
     )
-    parser.add_argument("target", type=Path, help="bundle, or ONNX file with --tp")
-    parser.add_argument("--backend", default="cpu", help="see tpcore doctor (default: cpu)")
-    arguments.add_backend_options(parser)
-    arguments.add_tp(parser, required=False)
-    arguments.add_steering(parser)
+    arguments.add_target(parser)
     parser.add_argument("--inputs", type=Path, metavar="NPZ", help="inputs (default: made up)")
     parser.add_argument("--outputs", type=Path, metavar="NPZ", help="where to write all outputs")
-    arguments.add_timeout(parser)
+    arguments.add_trace(parser)
     arguments.add_json(parser)
 
 
@@ -242,14 +238,9 @@ def _add_generate(commands: Commands) -> None:
         "continue prompts with a decoder, each rank keeping its part of the cache",
         "tpcore generate bundle --prompt-ids 1,2,3 --max-new-tokens 64",
     )
-    parser.add_argument("target", type=Path, help="bundle, or ONNX file with --tp")
-    parser.add_argument("--backend", default="cpu", help="see tpcore doctor (default: cpu)")
-    arguments.add_backend_options(parser)
-    arguments.add_tp(parser, required=False)
-    arguments.add_steering(parser)
+    arguments.add_target(parser)
     prompt_arguments.add_prompts(parser)
     prompt_arguments.add_sampling(parser)
-    arguments.add_timeout(parser)
     arguments.add_json(parser)
 
 

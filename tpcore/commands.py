@@ -12,6 +12,7 @@ import numpy as np
 from backends import registry
 from backends.base import BackendOptions
 from backends.placement import detect_environment
+from graph.errors import PlanError
 from graph.text import graph_text
 from tpcore import calibrate, demo, doctor, ops_table, plan_command
 from tpcore.bundle import open_bundle
@@ -140,20 +141,26 @@ def run_command(args: argparse.Namespace) -> int:
     first = placement.rank == 0
 
     def opened() -> Target:
-        if first and args.outputs is not None:
-            check_writable(args.outputs)
+        for path in (args.outputs, args.trace):
+            if first and path is not None:
+                check_writable(path)
         return open_asked(args, options)
 
     def inputs(target: Target) -> dict[str, np.ndarray]:
         return load_inputs(args.inputs, target, args.shape)
 
     if backend.communicator is not None and placement.size > 1:
-        outputs = run_as_rank(opened, backend, inputs, args.timeout)
+        outputs = run_as_rank(opened, backend, inputs, args.timeout, args.trace)
     elif first:
         target = opened()
         given = inputs(target)
         if needs_launch(backend, target):
             return start_ranks(args.argv, backend, target.world_size, args.timeout)
+        if args.trace is not None:
+            raise PlanError(
+                f"a run of '{target.name}' on backend '{backend.name}' is one process, in which no "
+                "rank waits. Trace several ranks on a backend that starts them, such as cpu."
+            )
         outputs = run_here(target, backend, given)
     if first:
         _deliver(args, outputs)

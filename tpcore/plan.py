@@ -116,6 +116,8 @@ def read_pins(path: Path, ranks: int) -> tuple[dict[str, str], dict[str, str]]:
 def _words(pins: Any) -> dict[str, str]:
     if not isinstance(pins, dict) or not all(isinstance(word, str) for word in pins.values()):
         raise TypeError("pins are words by pattern")
+    if not pins:
+        raise TypeError("it holds no pins")
     return dict(pins)
 
 

@@ -17,6 +17,7 @@ from tpcore.plan_table import rows_of, table_text
 from tpcore.planner.explain import explain, explanation_text
 from tpcore.planner.memory import fit
 from tpcore.planner.plans import price_of, problem_of
+from tpcore.planner.topology_files import DEFAULT_TOPOLOGY
 from tpcore.report import report_text
 from tpcore.shard import joint_plan, joint_report, split_models
 from tpcore.target import Target, open_target
@@ -39,10 +40,18 @@ def options_of(args: argparse.Namespace, ranks: int, dump: Path | None = None) -
 
 def open_asked(args: argparse.Namespace, options: Options | None) -> Target:
     """The bundle or model that a command is to run. Raises what `open_target` raises."""
-    if args.plan != ANNOTATED and args.target.is_dir():
+    wishes = {
+        f"--plan {args.plan}": args.plan != ANNOTATED,
+        "--pin": args.pin,
+        "--topology": args.topology != DEFAULT_TOPOLOGY,
+        "--memory": args.memory,
+        "--workload": args.workload,
+    }
+    given = [text for text, is_given in wishes.items() if is_given]
+    if given and args.target.is_dir():
         raise PlanError(
-            f"--plan {args.plan} was given for bundle '{args.target}', which is split "
-            "already. Leave --plan out, or run the ONNX file with --tp N."
+            f"{given[0]} was given for bundle '{args.target}', which is split already. Leave it "
+            "out, or run the ONNX file with --tp N."
         )
     return open_target(args.target, options)
 

@@ -139,7 +139,10 @@ def advice(rows: Sequence[TableRow], budget: int | None) -> str:
     fastest, least = max(speed, key=lambda count: speed[count]), min(speed)
     within = f" within {human_bytes(budget)} per rank" if budget else ""
     if fastest == least:
-        return f"tp={least} is the fastest of those possible{within}; more ranks hold less each."
+        slow = "" if speed[least] >= SLOWER else ", though slower than one rank would be"
+        return (
+            f"tp={least} is the fastest of those possible{within}{slow}; more ranks hold less each."
+        )
     return (
         f"tp={fastest} is the fastest{within}, tp={least} the fewest ranks"
         " (predicted for the sizes given; symbolic dims count as 1 unless --shape says otherwise)."

@@ -11,7 +11,7 @@ import numpy as np
 import onnx_ir as ir
 
 from backends import job
-from backends.base import Backend, Tensor
+from backends.base import Backend, Executor, Tensor
 from backends.handshake import RankInfo, collective_sequence, prepare_together
 from backends.lockstep import Lockstep
 from backends.placement import threads_per_rank
@@ -107,13 +107,19 @@ def gathered(program: Program, parts: Sequence[Mapping[str, np.ndarray]]) -> dic
     }
 
 
+def _executor(backend: Backend, programs: Sequence[str]) -> Executor:
+    """One that shares weights between programs, where there are several."""
+    shares = backend.sharing_executor if len(programs) > 1 else None
+    return (shares or backend.executor)()
+
+
 class AllRanks:
     """All ranks in lockstep in this process."""
 
     def __init__(self, target: Target, backend: Backend, programs: Sequence[str]) -> None:
         self.target = target
         self.here = range(target.world_size)
-        self._executor = backend.executor()
+        self._executor = _executor(backend, programs)
         self._programs, self.models = {}, {}
         for name in programs:
             models = [target.load_rank(rank, name) for rank in self.here]
@@ -161,7 +167,7 @@ class OneRank:
         self.here = [joined.rank]
         self.models = models
         self._job = joined
-        self._executor = backend.executor()
+        self._executor = _executor(backend, list(models))
         self._exchanged = 0.0
         self._programs = {
             name: RankProgram(

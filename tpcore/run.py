@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import sys
 import zipfile
@@ -21,6 +22,7 @@ from backends.launch import launch
 from backends.lockstep import Lockstep
 from backends.placement import detect_environment, threads_per_rank
 from backends.run import RankProgram
+from backends.trace import Tracer
 from graph.errors import BundleError, ExecutionError, PlanError, VerifyError
 from tpcore.distribute import cut_inputs, read_held
 from tpcore.inputs import check_sizes, make_inputs, violations
@@ -96,9 +98,11 @@ def run_as_rank(
     backend: Backend,
     inputs: Callable[[Target], Arrays],
     timeout_seconds: float,
+    trace: Path | None = None,
 ) -> dict[str, np.ndarray]:
     """Run this process's rank and gather the outputs, whole on every rank.
 
+    With `trace` it runs twice, and rank 0 writes when every rank was in which step the second time.
     Every rank takes part in the handshake even if it could not open its files, so that no other
     rank waits for it.
     """
@@ -118,7 +122,13 @@ def run_as_rank(
     made = prepare_together(ranks.communicator, prepare)
     if made.model is None or made.program is None:
         raise VerifyError(f"'{made.target.name}' passed the handshake with {ranks.size} ranks.")
-    return _run_model(made.model, backend, ranks, made.parts, made.program.shardings)
+    tracer = Tracer(ranks.monitor) if trace is not None else None
+    outputs = _run_model(made.model, backend, ranks, made.parts, made.program.shardings, tracer)
+    if trace is not None and tracer is not None:
+        found = tracer.gather(ranks.communicator)
+        if ranks.rank == 0:
+            trace.write_text(json.dumps(found))
+    return outputs
 
 
 def _run_model(
@@ -127,14 +137,18 @@ def _run_model(
     ranks: job.Job,
     parts: Arrays,
     shardings: Mapping[str, str],
+    tracer: Tracer | None,
 ) -> dict[str, np.ndarray]:
     program = RankProgram(
         model,
         backend.executor(),
         ranks.communicator,
         threads=threads_per_rank(),
-        monitor=ranks.monitor,
+        monitor=tracer or ranks.monitor,
     )
+    if tracer is not None:
+        program.run(parts)  # the first run allocates what later ones reuse
+        tracer.forget()
     results = program.run(parts)
     outputs = {
         name: _gathered(ranks, shardings.get(name, "R"), array) for name, array in results.items()

@@ -24,7 +24,7 @@ from backends import registry
 from backends.base import Executor
 from backends.lockstep import Lockstep, run_lockstep
 from graph.canonicalize import canonicalize
-from graph.errors import BundleError, PlanError
+from graph.errors import BundleError, ExecutionError, PlanError
 from graph.reader import read_model
 from tpcore.bundle import Bundle
 from tpcore.compare import Difference, compare, tensors_in
@@ -199,7 +199,18 @@ def reference(
     """Outputs of the unsplit model."""
     unsplit = read_model(model)
     RemoveInitializersFromInputsPass()(unsplit)
-    return Lockstep([unsplit], _executor(backend, setting), threads=1).run([inputs])[0]
+    executor = _executor(backend, setting)
+    alone = registry.get(backend).reference_executor
+    if setting == AS_RUN and alone is not None:
+        executor = alone()
+    try:
+        return Lockstep([unsplit], executor, threads=1).run([inputs])[0]
+    except ExecutionError as error:
+        cause = str(error).removeprefix("rank 0: ").rstrip(".")
+        raise ExecutionError(
+            f"the unsplit model itself does not run on these inputs: {cause}. Give others with "
+            "--inputs x.npz, or other sizes with --shape."
+        ) from error
 
 
 def run_ranks(

@@ -30,6 +30,13 @@ class Work:
     """How often it is run, in proportion to the others."""
     sample: Mapping[str, int] = field(default_factory=dict)
     """Small sizes of the same kind, to prove the program with."""
+    longest: Mapping[str, int] = field(default_factory=dict)
+    """Sizes of its largest run, where runs grow: memory must suffice for that one."""
+
+    @property
+    def memory_sizes(self) -> Mapping[str, int]:
+        """Sizes that memory is counted for."""
+        return {**self.sizes, **self.longest}
 
 
 ANY_WORK = Work()
@@ -55,7 +62,7 @@ def decoder_works(
     """A prefill of `tokens["prefill"]` tokens, followed by `tokens["decode"]` steps of one token.
 
     `sizes` are those of other symbolic dims. A decode step sees the prefill and, on average, half
-    of the steps.
+    of the steps; the last one sees all.
 
     Raises:
         PlanError: the graph is no decoder with a cache and open sequence lengths.
@@ -74,6 +81,7 @@ def decoder_works(
             {**sizes, **decoder.sizes(1, prompt + steps // 2)},
             float(steps),
             {**sizes, **decoder.sizes(1, min(prompt, SAMPLE))},
+            {**sizes, **decoder.sizes(1, prompt + steps - 1)},
         ),
     ]
 

@@ -22,7 +22,7 @@ from .loading import Loader
 from .lower import Lowering
 from .missing import DEFAULT, REASONS
 from .table import has_row
-from .tensors import CARRIED, FLOATS, Tensor, carry, to_numpy, to_torch
+from .tensors import CARRIED, FLOATS, Tensor, carry, let_grow, to_numpy, to_torch
 
 _DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32, None: None}
 
@@ -100,7 +100,8 @@ class _Port:
     dtype: Any
     """torch's type; None where it is not known, or need not be made."""
     is_plain: bool
-    onnx: ir.DataType | None
+    carried: ir.DataType | None = None
+    """What the bytes stand for, where torch lacks the type."""
 
 
 class TorchStep:
@@ -113,8 +114,7 @@ class TorchStep:
         for value in graph.inputs:
             dims = lowering.wants_plain(value)
             lowering.add_input(value, dims)
-            dtype = types.dtype
-            self._inputs.append(_Port(value.name or "", dtype, dims is not None, value.dtype))
+            self._inputs.append(_Port(value.name or "", types.dtype, dims is not None))
         lowering.run()
         self._outputs = [_output_port(lowering, value, types) for value in graph.outputs]
         held = [lowering.find(value) for value in graph.outputs]
@@ -124,12 +124,26 @@ class TorchStep:
         )
         weights = self._module.buffers()
         self._weights = {weight.untyped_storage().data_ptr() for weight in weights}
-        self._run = torch.compile(self._module, dynamic=True) if compile else self._module
+        self._run = self._module
+        self._into: dict[str, Tensor] = {}
+        self._captures = compile and self._device.type == "cuda"
+        if compile:
+            mode = "reduce-overhead" if self._captures else None
+            self._run = torch.compile(self._module, dynamic=True, mode=mode)
+
+    def write_into(self, outputs: Mapping[str, Tensor]) -> None:
+        """From now on put these outputs into these tensors; a cache among them grows in place."""
+        self._into = dict(outputs)
+        if self._run is self._module:
+            for tensor in outputs.values():
+                let_grow(tensor)
 
     def __call__(self, values: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Run the segment on the values it needs. Raises ExecutionError."""
         with torch.inference_mode():
             given = [self._take(port, values[port.name]) for port in self._inputs]
+            if self._captures:  # what an earlier run returned was copied: its memory may be reused
+                torch.compiler.cudagraph_mark_step_begin()
             try:
                 made = self._run(*given)
             except Exception as error:
@@ -146,31 +160,40 @@ class TorchStep:
     def _give(self, made: tuple[Any, ...], given: list[Any]) -> dict[str, Tensor]:
         """Outputs in buffers of their own, which a collective may write into."""
         taken = {t.untyped_storage().data_ptr() for t in given if isinstance(t, torch.Tensor)}
-        taken |= self._weights
         results = {}
         for port, one in zip(self._outputs, made):
             if port.is_plain:
                 results[port.name] = torch.tensor(one, dtype=port.dtype)
                 continue
+            if port.name in self._into:
+                results[port.name] = _put(one, self._into[port.name])
+                continue
             one = one if port.dtype is None else one.to(port.dtype)
             one = one.contiguous()
-            if one.numel() and one.untyped_storage().data_ptr() in taken:
+            place = one.untyped_storage().data_ptr()
+            if self._captures or (place and (place in taken or place in self._weights)):
                 one = one.clone()
             taken.add(one.untyped_storage().data_ptr())
-            results[port.name] = carry(one, port.onnx)
+            results[port.name] = carry(one, port.carried)
         return results
 
     def _explain(self, error: Exception, given: list[Any]) -> ExecutionError:
         """Run once more, node by node, to name the one that fails."""
-        tracer = _Tracer(self._module)
+        tracer, place = _Tracer(self._module), "a segment"
         try:
             tracer.run(*given)
         except Exception as again:
             error = again
-        node = tracer.current
-        place = describe(node) if node is not None else "a segment"
+            place = place if tracer.current is None else describe(tracer.current)
         text = str(error).split("\n\nWhile executing")[0].strip() or type(error).__name__
         return ExecutionError(f"torch cannot run {place}: {' '.join(text.split())[:400]}")
+
+
+def _put(made: Tensor, tensor: Tensor) -> Tensor:
+    """A result in a tensor that is there already, which it may be itself."""
+    if made.data_ptr() != tensor.data_ptr() or made.shape != tensor.shape:
+        tensor[tuple(slice(size) for size in made.shape)] = made
+    return tensor
 
 
 def _output_port(lowering: Lowering, value: ir.Value, types: Types) -> _Port:

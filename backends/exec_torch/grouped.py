@@ -11,7 +11,7 @@ import torch
 
 from .attention import attend, merge_heads, rotate, shared, split_heads
 from .row import Row, Rows, number
-from .tensors import Tensor
+from .tensors import Tensor, may_grow
 
 
 def group_query_attention(
@@ -82,12 +82,13 @@ class _Scores:
     def mix(self, q: Tensor, keys: Tensor, values: Tensor, past: Any, window: int) -> Tensor:
         """Values by their shares, fused where nothing is done to the scores in between."""
         fused = not self.softcap and self.sink is None
+        if _is_number(past):  # the rest of a buffer that is longer holds nothing yet
+            keys, values = (x[:, :, : past + q.shape[2]] for x in (keys, values))
         if fused and self.bias is None and window < 0 and _is_number(past):
             if past == 0 and keys.shape[2] == q.shape[2]:
                 return attend(q, keys, values, scale=self.scale, causal=True)
             if q.shape[2] == 1:  # one token sees every valid key
-                valid = (x[:, :, : past + 1] for x in (keys, values))
-                return attend(q, *valid, scale=self.scale)
+                return attend(q, keys, values, scale=self.scale)
         seen = _visible(past, q, keys.shape[2], window)
         bias = seen if self.bias is None else _with(seen, self.bias)
         if fused:
@@ -157,6 +158,9 @@ def _present(cache: Tensor | None, new: Tensor, past: Any, total: int) -> Tensor
         return new if total == new.shape[2] else _room(new, total)
     if _is_number(past) and past == cache.shape[2]:
         return torch.cat([cache, new], 2)
+    if _is_number(past) and may_grow(cache) and cache.shape[2] >= total:
+        cache[:, :, past : past + new.shape[2]] = new
+        return cache
     whole = cache.clone() if cache.shape[2] >= total else _room(cache, total)
     if _is_number(past):
         whole[:, :, past : past + new.shape[2]] = new

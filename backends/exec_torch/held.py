@@ -69,6 +69,12 @@ def cast_floats(tensor: Tensor, dtype: Any) -> Tensor:
     return tensor.to(dtype) if tensor.dtype in FLOATS else tensor
 
 
+def within(tensor: Tensor, dtype: Any) -> Tensor:
+    """Finite numbers as finite ones of a type: the lowest float32, as masks have it, is no -inf."""
+    largest = torch.finfo(dtype).max
+    return torch.where(torch.isinf(tensor), tensor, tensor.clamp(-largest, largest))
+
+
 def item(results: Any, index: int) -> Any:
     """One of several results."""
     return results[index]

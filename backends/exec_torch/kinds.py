@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -9,9 +10,6 @@ import onnx_ir as ir
 import torch
 
 from .tensors import CARRIED, FLOATS, torch_dtype
-
-EXACT = ("Sin", "Cos")
-"""Ops of positions, which 16 bits cannot count: what leads to them stays in float32."""
 
 
 @dataclass(frozen=True)
@@ -30,29 +28,13 @@ class Types:
             return found
         return torch.float32 if wide else self.dtype
 
+    def float_of(self, wide: bool) -> Any:
+        """The type that floats are computed in, for a value that stays in float32 or not."""
+        return torch.float32 if wide else self.dtype
 
-def wide_values(graph: ir.Graph) -> set[ir.Value]:
-    """Sines and cosines, and all on the way to them from integers and constants."""
-    found: set[ir.Value] = set()
-    for node in graph:
-        if node.op_type in EXACT and node.domain == "" and (values := _closure(node)):
-            found |= {*values, *node.outputs}
-    return found
-
-
-def _closure(node: ir.Node) -> set[ir.Value]:
-    """The float values that a node's operand is computed from; none if one is an input."""
-    found: set[ir.Value] = set()
-    waiting = [value for value in node.inputs if value is not None]
-    while waiting:
-        value = waiting.pop()
-        is_integer = value.dtype is not None and not value.dtype.is_floating_point()
-        if value in found or is_integer:
-            continue
-        if value.is_graph_input() or value.graph is not node.graph:
-            return set()
-        found.add(value)
-        producer = value.producer()
-        if producer is not None:
-            waiting.extend(v for v in producer.inputs if v is not None)
-    return found
+    def number(self, value: Any, wide: bool) -> Any:
+        """A Python number; a float as a finite one of the type computed in."""
+        if self.dtype is None or not isinstance(value, float) or math.isinf(value):
+            return value
+        largest = torch.finfo(self.float_of(wide)).max
+        return max(-largest, min(largest, value))

@@ -28,8 +28,9 @@ from .held import (
     item,
     plain_of,
     tensor_of,
+    within,
 )
-from .kinds import Types, wide_values
+from .kinds import Types
 from .loading import Loader
 from .plain import lower_plain
 from .plain_dims import Dims
@@ -37,6 +38,7 @@ from .row import Row, unknown
 from .table import row_of
 from .tensors import FLOATS, to_torch
 from .wanted import plain_dims, wanted_plain
+from .wide import wide_values
 
 FOLD_BYTES = 1 << 16
 """Operands and results of up to so many bytes are always folded."""
@@ -130,17 +132,18 @@ class Lowering:
     def tensor(self, held: Held, wide: bool = False) -> Any:
         """The node that makes a value as a tensor, in the type of those who are wide or not."""
         if held.tensor is None and held.constant is not None:
-            kind = held.constant.dtype
+            contents, kind = held.constant, held.constant.dtype
             if self.types.dtype is not None and kind in FLOATS:
-                kind = self._float(held.wide)
-            weight = self.loader.load(held.constant, kind, held.source)
+                kind = self.types.float_of(held.wide)
+                contents = within(contents, kind) if contents.nbytes <= FOLD_BYTES else contents
+            weight = self.loader.load(contents, kind, held.source)
             held.tensor = self.attribute("weight", weight)
         elif held.tensor is None:
             held.tensor = self.call(tensor_of, (held.plain, held.dtype, self.loader.device))
         if self.types.dtype is None or held.wide == wide:
             return held.tensor
         if held.other is None:
-            held.other = self.call(cast_floats, (held.tensor, self._float(wide)))
+            held.other = self.call(cast_floats, (held.tensor, self.types.float_of(wide)))
         return held.other
 
     def plain(self, held: Held) -> Any:
@@ -165,9 +168,6 @@ class Lowering:
         made = self.fx.call_function(function, tuple(arguments), named or {})
         made.meta["onnx"] = self._node
         return made
-
-    def _float(self, wide: bool) -> Any:
-        return torch.float32 if wide else self.types.dtype
 
     def _hold_weight(self, value: ir.Value, tensor: ir.TensorProtocol) -> None:
         contents = to_torch(tensor.numpy().reshape(tensor.shape.numpy()))
@@ -211,11 +211,27 @@ class Lowering:
         attributes.update(self._extras(node, row, wide))
         operands = [None if value is None else self.find(value) for value in node.inputs]
         if not self._fold(node, row, operands, attributes, wide):
-            made = self.call(row.function, self._operands(row, operands, wide), attributes)
+            made = self._call_row(row, operands, attributes, wide)
             for index, value in enumerate(node.outputs):
                 if value.name or value.uses():
                     one = self.call(item, (made, index)) if row.many else made
                     self.hold_tensor(value, one, wide)
+
+    def _call_row(
+        self, row: Row, operands: list[Held | None], attributes: dict[str, Any], wide: bool
+    ) -> Any:
+        if row.prepack is not None:
+            known = [held and held.constant for held in operands]
+            dtype = self.types.dtype or (operands[0] and operands[0].dtype)
+            packed = row.prepack(known, attributes, self.loader.device, dtype)
+            if packed is not None:
+                kept = [None if i in packed.operands else h for i, h in enumerate(operands)]
+                given = self._operands(row, kept, wide)
+                for place, tensor in packed.operands.items():
+                    if place < len(given) and tensor is not None:
+                        given[place] = self.attribute("packed", tensor)
+                return self.call(packed.function, given, packed.attributes)
+        return self.call(row.function, self._operands(row, operands, wide), attributes)
 
     def _operands(self, row: Row, operands: list[Held | None], wide: bool) -> list[Any]:
         given: list[Any] = []
@@ -225,7 +241,7 @@ class Lowering:
             elif place in row.plain:
                 given.append(self.plain(held))
             elif place in row.scalar and held.dims is not None and held.dims.rank == 0:
-                given.append(held.plain)
+                given.append(self.types.number(held.plain, wide))
             else:
                 given.append(self.tensor(held, wide))
         first = operands[0] if operands else None
@@ -265,7 +281,7 @@ class Lowering:
         """A constant as a folded op reads it."""
         if as_plain or self.types.dtype is None:
             return self.plain(held) if as_plain else held.constant
-        return cast_floats(held.constant, self._float(wide))
+        return cast_floats(held.constant, self.types.float_of(wide))
 
     def _extras(self, node: ir.Node, row: Row, wide: bool) -> dict[str, Any]:
         first = node.inputs[0] if node.inputs else None

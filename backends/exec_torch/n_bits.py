@@ -108,7 +108,4 @@ def _wide(parameter: Tensor, codes: Tensor, axis: int, block: int) -> Tensor:
 
 
 STANDARD: Rows = {}
-MICROSOFT: Rows = {
-    "GatherBlockQuantized": gather_block_quantized,
-    "MatMulNBits": matmul_n_bits,
-}
+MICROSOFT: Rows = {"GatherBlockQuantized": gather_block_quantized}

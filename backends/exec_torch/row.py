@@ -18,6 +18,16 @@ where unknown; the device."""
 
 
 @dataclass(frozen=True)
+class Prepacked:
+    """Another function for a node whose weights are known, on weights in an order of its own."""
+
+    function: Callable[..., Any]
+    operands: dict[int, Any]
+    """Tensors (or None) in the place of the operands at these positions."""
+    attributes: dict[str, Any]
+
+
+@dataclass(frozen=True)
 class Row:
     """One op."""
 
@@ -28,6 +38,9 @@ class Row:
     """Operands that it takes as a Python number where that is at hand, else as a tensor."""
     many: bool = False
     """Whether it returns a tuple of results, however many are read."""
+    prepack: Callable[..., Prepacked | None] | None = None
+    """Given constant operands (None for others), attributes, device and type, what to call instead.
+    """
 
     @cached_property
     def parameters(self) -> dict[str, inspect.Parameter]:

@@ -131,10 +131,11 @@ def range_of(start: Any, limit: Any, delta: Any, *, operand_dtype: Any, device: 
 
 
 def constant_of_shape(
-    shape: Any, *, device: Any, value: tuple[Any, Any] = (0.0, torch.float32)
+    shape: Any, *, device: Any, made: Any, value: tuple[Any, Any] | None = None
 ) -> Tensor:
     """One number everywhere."""
-    return torch.full(sizes(shape), value[0], dtype=value[1], device=device)
+    number, dtype = value or (0.0, made or torch.float32)
+    return torch.full(sizes(shape), number, dtype=dtype, device=device)
 
 
 def eye_like(x: Tensor, *, k: int = 0, dtype: Any = None) -> Tensor:

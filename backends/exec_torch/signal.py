@@ -55,21 +55,21 @@ def _generator(seed: float | None, device: Any) -> Any:
 
 
 def random_normal(
-    *, shape: Any, device: Any, dtype: Any = torch.float32, mean: float = 0.0, scale: float = 1.0,
-    seed: float | None = None,
+    *, shape: Any, device: Any, made: Any = None, dtype: Any = None, mean: float = 0.0,
+    scale: float = 1.0, seed: float | None = None,
 ) -> Tensor:  # fmt: skip
     """Numbers of a normal distribution, the same in each run of one seed."""
     drawn = torch.randn(sizes(shape), generator=_generator(seed, device), device=device)
-    return (drawn * scale + mean).to(dtype)
+    return (drawn * scale + mean).to(dtype or made or torch.float32)
 
 
 def random_uniform(
-    *, shape: Any, device: Any, dtype: Any = torch.float32, low: float = 0.0, high: float = 1.0,
-    seed: float | None = None,
+    *, shape: Any, device: Any, made: Any = None, dtype: Any = None, low: float = 0.0,
+    high: float = 1.0, seed: float | None = None,
 ) -> Tensor:  # fmt: skip
     """Numbers of a uniform distribution, the same in each run of one seed."""
     drawn = torch.rand(sizes(shape), generator=_generator(seed, device), device=device)
-    return (drawn * (high - low) + low).to(dtype)
+    return (drawn * (high - low) + low).to(dtype or made or torch.float32)
 
 
 def random_normal_like(x: Tensor, *, dtype: Any = None, **attributes: Any) -> Tensor:

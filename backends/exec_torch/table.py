@@ -13,6 +13,7 @@ from . import (
     fused_elementwise,
     grouped,
     index,
+    int4,
     matmul,
     mixers,
     moe,
@@ -31,9 +32,9 @@ from . import (
 from .row import Row, Rows
 
 _FILES = (
-    attention, casts, conv, elementwise, fused_attention, fused_elementwise, grouped, index, matmul,
-    mixers, moe, n_bits, norm, pool, qlinear, quant, recurrent, reduce, resize, shape, signal,
-    vision,
+    attention, casts, conv, elementwise, fused_attention, fused_elementwise, grouped, index, int4,
+    matmul, mixers, moe, n_bits, norm, pool, qlinear, quant, recurrent, reduce, resize, shape,
+    signal, vision,
 )  # fmt: skip
 
 

@@ -1,6 +1,7 @@
 """A rank program that goes wrong as told: `python -m tests.backends.fault_program FAULT TIMEOUT`.
 
-Prints one line per rank that finishes; rank 0 on stdout.
+Prints one line per rank that finishes; rank 0 on stdout. MPI's ranks exchange through shared memory
+unless FAULT_APART is set.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import sys
 
 import numpy as np
 
+from backends.comm_window import through_shared_memory
 from backends.exec_ort import OrtExecutor
 from backends.handshake import RankInfo, collective_sequence, handshake
 from backends.job import join
@@ -31,7 +33,8 @@ def main() -> int:
         raise ValueError("before MPI starts")
     if fault == "earlyexit" and detect_environment().rank == 1:
         sys.exit(3)
-    job = join(timeout_seconds)
+    shares = detect_environment().speaks_mpi and "FAULT_APART" not in os.environ
+    job = join(timeout_seconds, through_shared_memory if shares else None)
     if fault == "order":
         refuse(job.rank, job.size)
     model = mlp_rank(job.rank, job.size)

@@ -104,6 +104,13 @@ def test_families(family: str) -> None:
     assert all(row.equal for row in rows_of(family, path, inputs, (2,), (None,)))
 
 
+@pytest.mark.parametrize("family", ["deberta", "lfm2-moe-genai-int4", "llama-genai-int4-zp"])
+def test_families_in_16_bits(family: str) -> None:
+    """Masks beyond float16's range, router weights, torch's own kernel for 4-bit weights."""
+    path, inputs = family_path(family), [family_inputs(family)]
+    assert all(row.equal for row in rows_of(family, path, inputs, (2,), ("fp16", "bf16")))
+
+
 def test_compiled() -> None:
     """One symbolic graph serves all sizes."""
     model_id = "mlp-opset18-dynamic"
@@ -185,6 +192,33 @@ def test_a_weight_cast_for_several_segments_is_held_once(tmp_path: Path) -> None
     steps = [executor.prepare(_multiplied(weight), 1) for _ in range(2)]
     (first,), (second,) = (list(step._module.buffers()) for step in steps)
     assert first is second and first.dtype == torch.bfloat16
+
+
+@pytest.mark.parametrize("compile", [False, True])
+def test_a_cache_grows_in_place_where_its_owner_says_so(compile: bool) -> None:
+    random, room = np.random.default_rng(3), 8
+    packed = random.standard_normal((1, 1, 64), np.float32)
+    past = [random.standard_normal((1, 1, 5, 16), np.float32) for _ in range(2)]
+    lengths = np.array([5], np.int32), np.array([6], np.int32)
+    rooms = [np.concatenate([x, np.zeros((1, 1, room - 5, 16), np.float32)], 2) for x in past]
+    attributes = {"num_heads": 2, "kv_num_heads": 1}
+
+    def case(*caches: np.ndarray) -> Case:
+        operands = (packed, None, None, *caches, *lengths)
+        return Case("GroupQueryAttention", operands, attributes, "com.microsoft", 3)
+
+    executor = TorchExecutor(compile=compile)
+    step = executor.prepare(build_model(case(*rooms)), 1)
+    inputs = {n: executor.to_tensor(x) for n, x in zip(("x0", "x5", "x6"), (packed, *lengths))}
+    caches = [executor.to_tensor(x) for x in rooms]
+    step.write_into({"y1": caches[0], "y2": caches[1]})
+    made = step(inputs | {"x3": caches[0], "x4": caches[1]})
+    want = run(build_model(case(*past)), {f"x{i}": a for i, a in enumerate(case(*past).operands)
+                                          if a is not None})  # fmt: skip
+    np.testing.assert_allclose(executor.to_array(made["y0"]), want["y0"], atol=1e-5)
+    for name, cache, buffer in (("y1", caches[0], rooms[0]), ("y2", caches[1], rooms[1])):
+        assert made[name] is cache
+        np.testing.assert_allclose(buffer[:, :, :6], want[name], atol=1e-6)
 
 
 @pytest.mark.parametrize("dtype", ["float32", "int64", "bool", "float16"])

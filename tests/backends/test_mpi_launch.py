@@ -75,6 +75,18 @@ def test_a_failing_rank_ends_all(fault: str, ranks: int, how: str, tmp_path: Pat
 
 
 @HOW
+@pytest.mark.parametrize("fault", ["kill", "stop"])
+def test_a_failing_rank_ends_all_that_share_no_memory(
+    fault: str, how: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FAULT_APART", "1")
+    status, _, err, seconds = Faulty(how, fault, 2, 1, tmp_path).finish()
+    assert status != 0 and seconds < LIMIT_SECONDS
+    (message,) = messages(err)
+    assert re.search(f"rank 1 {TEXTS[fault]}", message)
+
+
+@HOW
 @pytest.mark.parametrize(
     ("fault", "status", "text"),
     [

@@ -14,9 +14,10 @@ from graph.canonicalize import canonicalize
 from graph.errors import PlanError
 from graph.reader import read_model
 from graph.weights import ShardTensor
-from tests.graph.small import Arrays
+from tests.graph.small import Array, Arrays, small_model
 from tests.models import GENAI, model_inputs, model_path, run_reference
 from tests.tpcore.command import Done, load_arrays, save_arrays, tpcore, tpcore_here
+from tests.tpcore.toys import planned
 from tpcore.bundle import open_bundle
 from tpcore.partition import Options, plan_models
 from tpcore.plan import Plan
@@ -104,6 +105,19 @@ def test_the_command_refuses_with_status_2(capfd: pytest.CaptureFixture[str]) ->
     assert tpcore_here(capfd, "plan", model_path(GENAI), "--tp", 2, "--memory", "1GiB").status == 0
 
 
+def test_dequantised_weights_are_not_all_there_at_once() -> None:
+    """A quantiser writes all DequantizeLinear nodes first; they are run beside their readers."""
+    names = [f"w{i}" for i in range(6)]
+    text = ["(float[1, 32] x) => (float[1, 32] v6) {"]
+    text += [f"d{i} = DequantizeLinear(w{i}, s{i}, z{i})" for i in range(6)]
+    text += [f"v{i + 1} = MatMul({f'v{i}' if i else 'x'}, d{i})" for i in range(6)]
+    weights: dict[str, Array] = {name: np.ones((32, 32), np.int8) for name in names}
+    weights |= {f"s{i}": np.array(0.1, np.float32) for i in range(6)}
+    weights |= {f"z{i}": np.array(0, np.int8) for i in range(6)}
+    plan = planned(small_model("\n".join([*text, "}"]), **weights), 1)
+    assert 4 * 32 * 32 < plan.memory.activations < 2 * 4 * 32 * 32
+
+
 def test_sum_of_memory() -> None:
     assert MemoryUse(1, 2, 3.4).to_json() == {
         "weights": 1, "states": 2, "activations": 3, "total": 6,
@@ -128,6 +142,13 @@ def test_sizes_of_prefill_and_decode() -> None:
     assert decode.sizes == {
         "sequence_length": 1, "past_sequence_length": 72, "total_sequence_length": 73,
     }  # fmt: skip
+
+
+def test_memory_is_that_of_the_last_step() -> None:
+    """Four caches of f32[1, 4, 64 + 16 - 1, 16] on one rank, though time is for the middle one."""
+    joint = plan_models(model_path(GENAI), Options(1, tokens=TOKENS))
+    assert joint[0].memory.states == 4 * 4 * 79 * 16 * 4
+    assert joint[1].work.sizes["past_sequence_length"] == 72
 
 
 @pytest.mark.parametrize("ranks", [2, 4])

@@ -240,7 +240,7 @@ def test_force_replaces_bundles_only(tmp_path: Path, small: Path) -> None:
     precious = tmp_path / "precious"
     precious.mkdir()
     (precious / "thesis").write_text("years of work")
-    refused(lambda: write(precious, True), "is not a bundle, so --force does not replace it")
+    refused(lambda: write(precious, True), "is not a bundle, so --force does not replace it either")
     refused(lambda: write(precious / "thesis", True), "is not a bundle")
     refused(lambda: write(precious / "thesis" / "bundle", False), "cannot write bundle")
     assert (precious / "thesis").read_text() == "years of work"

@@ -114,7 +114,10 @@ def here(
 BAD_MODELS = [
     ("nope.onnx", "there is no file 'nope.onnx'. Check the path"),
     ("plain", "'plain' is a directory, not an ONNX file"),
-    ("text.onnx", "'text.onnx' is not an ONNX file: its 16 bytes hold no ONNX graph"),
+    (
+        "text.onnx",
+        "'text.onnx' is not an ONNX file: its 16 bytes hold no ONNX graph, or only a part of one",
+    ),
     ("empty.onnx", "'empty.onnx' is empty (0 bytes), not an ONNX file"),
     ("alone/mlp.onnx", "external data 'mlp.onnx.data' cannot be opened at"),
 ]
@@ -252,7 +255,10 @@ def test_verify_refuses_inputs_that_do_not_fit(here: Here, options: str, text: s
 
 
 BAD_PLANS = [
-    ("nope.json", "plan 'nope.json' cannot be read: No such file or directory. Give a plan file, o"),
+    (
+        "nope.json",
+        "plan 'nope.json' cannot be read: No such file or directory. Give a plan file, o",
+    ),
     ("plain", "plan 'plain' cannot be read: Is a directory"),
     ("text.onnx", "'text.onnx' is not a plan file (Expecting value: line 1 column 1 (char 0)). Wr"),
     ("plan-binary.json", "'plan-binary.json' is not a plan file ("),
@@ -332,7 +338,9 @@ def test_force_replaces_nothing_but_bundles(
     else:
         place.symlink_to(folder / "mlp2")
     done = here("shard mlp.onnx --tp 2 -o OUT/place --force")
-    assert done.status == 2 and "is not a bundle, so --force does not replace it." in done.error
+    assert (
+        done.status == 2 and "is not a bundle, so --force does not replace it either." in done.error
+    )
     assert os.path.lexists(place) and sorted(p.name for p in tmp_path.iterdir()) == ["place"]
 
 
@@ -380,7 +388,7 @@ def test_one_flipped_byte_is_refused(folder: Path, name: str, here: Here, tmp_pa
     ("bundle", "ranks", "text"),
     [
         ("mlp4", 2, "for 4 ranks but 2 were started. Start 4 ranks, or"),
-        ("mlp2", 1, "for 2 ranks but the MPI launcher started 1. Start 2 ranks"),
+        ("mlp2", 1, "for 2 ranks but the launcher started 1. Start 2 ranks"),
         ("mlp2 --bogus", 2, "unrecognized arguments: --bogus"),
         ("mlp2 --inputs wide.npz", 2, "'x' is float32[3, 9] where the model has float32[batch, 8]"),
         ("mlp2 --outputs nope/y.npz", 2, "outputs cannot be written to 'nope/y.npz'"),
@@ -408,6 +416,21 @@ def test_exit_status_of_the_process(folder: Path, line: str, status: int) -> Non
     assert (done.out != "") == (status == 0)
     assert ("Traceback" in done.err) == ("--debug" in line)
     assert done.err == "" if status == 0 else done.err.count("error: ") == 1
+
+
+@pytest.mark.parametrize(
+    "wish",
+    ["--pin w1=R", "--topology h100-nvlink", "--memory 1GB", "--workload prefill=8,decode=8"],
+)
+def test_a_bundle_is_not_planned_again(here: Here, wish: str) -> None:
+    done = here(f"run mlp2 {wish}")
+    assert done.status == 2 and "which is split already. Leave it out" in done.error
+
+
+@pytest.mark.parametrize("text", ["--shape batch=1,batch=2", "--workload prefill=8,prefill=8"])
+def test_what_is_named_twice(here: Here, text: str) -> None:
+    done = here(f"plan mlp.onnx --tp 2 {text}")
+    assert done.status == 2 and "twice" in done.error
 
 
 def test_debug_changes_nothing_where_nothing_fails(here: Here) -> None:

@@ -61,7 +61,7 @@ def here(capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> 
 @pytest.mark.parametrize("name", FORMS)
 def test_greedy_tokens_are_those_of_the_unsplit_model(name: str, tp: int) -> None:
     """One row alone, then two of different lengths, which must not see each other's padding."""
-    path, new = path_of(name), NEW if FORMS[name] != WHOLE else 16
+    path, new = path_of(name), {BY_PLACE: NEW, APPENDED: 32, WHOLE: 12}[FORMS[name]]
     ranks = ranks_of(path, tp)
     decoder = find_decoder(ranks.target, ranks.models["main"])
     want = [greedy(path, tuple(prompt), new) for prompt in PROMPTS]
@@ -204,14 +204,14 @@ def test_what_a_concat_makes_longer_is_a_state_if_it_can_come_back(
 def test_caches_that_no_op_joins_are_found_by_name_and_shape() -> None:
     model = from_onnx_text(
         """<ir_version: 10, opset_import: ["": 18]>
-        graph (float[b, h, 4] past_conv.0, float[b, 3] past_ids, float[b] x)
-          => (float[b, h, 4] present_conv.0, float[b, 2] present_ids) {
-            present_conv.0 = Relu (past_conv.0)
+        graph (float[b, h, 4] past_0_conv, float[b, 3] past_ids, float[b] x)
+          => (float[b, h, 4] present_0_conv, float[b, 2] present_ids) {
+            present_0_conv = Relu (past_0_conv)
             present_ids = Relu (past_ids)
         }"""
     )
     states = {a.name: b.name for a, b in find_states(model.graph).items()}
-    assert states == {"past_conv.0": "present_conv.0"}
+    assert states == {"past_0_conv": "present_0_conv"}
 
 
 # --- text, stops, output --------------------------------------------------------------------------

@@ -10,11 +10,14 @@ from typing import Any
 
 import pytest
 
+from graph.canonicalize import canonicalize
 from graph.errors import PlanError
+from tests.graph.small import small_model, weight
 from tests.models import GENAI, LAYERS, model_inputs, model_path
 from tests.tpcore.command import Done, tpcore_here
 from tpcore.partition import Options, plan_model
 from tpcore.plan import Plan
+from tpcore.planner.plans import make_plan
 from tpcore.shard import split_model
 from tpcore.verify import verify_ranks
 
@@ -132,6 +135,19 @@ def test_baselines_compute_the_same(model: str, preset: str) -> None:
         assert counts.get("AllGather", 0) == 0
     else:
         assert counts == {}
+
+
+@pytest.mark.parametrize("preset", ["colwise", "rowwise"])
+def test_a_baseline_yields_where_weights_get_in_each_other_s_way(preset: str) -> None:
+    """One weight read as it is and transposed cannot be split by columns for both readers."""
+    text = """(float[3, 12] x) => (float[3, 12] y) {
+        a = MatMul(x, w)
+        t = Transpose <perm = [1, 0]> (w)
+        y = MatMul(a, t)
+    }"""
+    model, shapes = canonicalize(small_model(text, w=weight(12, 12)))
+    plan = make_plan(model, shapes, 2, preset=preset)
+    assert str(plan.to_json()["values"]["w"]).startswith("S(")
 
 
 def test_no_baseline_is_cheaper_than_the_plan() -> None:

@@ -10,7 +10,7 @@ with the rates of the topology's device. A reshard costs what the topology says 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 
@@ -22,7 +22,13 @@ from graph.weights import bytes_of
 from tpcore.factors import NodeFactors
 from tpcore.planner.topology import Rates, Topology
 from tpcore.planner.topology_files import DEFAULT_TOPOLOGY, load_topology
-from tpcore.planner.work import Measure, compute_type, moved_bytes, multiply_adds
+from tpcore.planner.work import (
+    Measure,
+    compute_type,
+    computed_from_weights,
+    moved_bytes,
+    multiply_adds,
+)
 from tpcore.reshard import ReshardKind, reshard_kind
 from tpcore.rule import Draws
 from tpcore.sharding import Sharding
@@ -167,16 +173,27 @@ def default_price(graph: ir.Graph, topology: Topology) -> float:
     """
     users: dict[int, set[ir.Value]] = {}
     sizes: dict[int, int] = {}
+    derived = computed_from_weights(graph)
     for value in graph.initializers.values():
         tensor = value.const_value
         if tensor is not None and len(tensor.shape) >= 2:
-            read = (v for user, _ in value.uses() for v in user.inputs if v is not None)
-            activations = {_source(v) for v in read if v.const_value is None}
+            read = (v for user in _readers(value, derived) for v in user.inputs if v is not None)
+            activations = {_source(v) for v in read if v.const_value is None and v not in derived}
             users.setdefault(id(tensor), set()).update(activations)
             sizes[id(tensor)] = bytes_of(tensor.dtype, tensor.size)
     count, total = len(set(map(frozenset, users.values()))), sum(sizes.values())
     alpha = topology.collective_seconds(ReshardKind.ALL_REDUCE, 0, 2)
     return MATRIX_PRICE_COLLECTIVES * alpha * count / total if total else 0.0
+
+
+def _readers(weight: ir.Value, derived: set[ir.Value]) -> Iterator[ir.Node]:
+    """Nodes that bring a weight together with activations, behind what dequantises it."""
+    for user, _ in weight.uses():
+        if all(made in derived for made in user.outputs):
+            for made in user.outputs:
+                yield from _readers(made, derived)
+        else:
+            yield user
 
 
 def _source(value: ir.Value) -> ir.Value:

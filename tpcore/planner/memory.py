@@ -16,6 +16,7 @@ import onnx_ir as ir
 from tpcore.planner.cost import CostModel
 from tpcore.planner.options import Choices
 from tpcore.planner.problem import Problem
+from tpcore.planner.work import computed_from_weights
 from tpcore.strategies import StrategySpace
 
 BISECTIONS = 12
@@ -65,7 +66,7 @@ def memory_use(problem: Problem, choices: list[Choices]) -> MemoryUse:
         else:
             states += held
     peaks = [
-        peak_activations(problem.space, found, workload.cost, problem.states)
+        peak_activations(problem.space, found, workload.memory, problem.states)
         for found, workload in zip(choices, problem.workloads, strict=True)
     ]
     return MemoryUse(weights, states, max(peaks))
@@ -77,8 +78,13 @@ def peak_activations(
     cost: CostModel,
     states: Mapping[ir.Value, ir.Value],
 ) -> float:
-    """Most bytes of activations alive at once on the fullest rank, in the graph's order."""
+    """Most bytes of activations alive at once on the fullest rank, in the graph's order.
+
+    What is computed from weights alone (a dequantised matrix) is there while it is read: executors
+    compute it beside its reader.
+    """
     graph = space.graph
+    derived = computed_from_weights(graph)
     last = {value: node for node in graph for value in node.inputs if value is not None}
 
     def size(value: ir.Value) -> float:
@@ -88,9 +94,11 @@ def peak_activations(
     alive = sum(size(value) for value in graph.inputs if value not in states)
     peak = alive
     for node in graph:
-        alive += sum(size(value) for value in node.outputs)
-        peak = max(peak, alive)
-        for value in {v for v in (*node.inputs, *node.outputs) if v is not None}:
+        around = {v for v in (*node.inputs, *node.outputs) if v is not None}
+        made = around & derived
+        alive += sum(size(value) for value in node.outputs if value not in derived)
+        peak = max(peak, alive + sum(map(size, made)))
+        for value in around - made:
             if last.get(value, node) is node and not _stays(value):
                 alive -= size(value)
     return peak

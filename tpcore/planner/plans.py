@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+import numpy as np
 import onnx_ir as ir
 
 from graph.dims import Expr
@@ -81,8 +82,10 @@ def make_plans(
         _check_sizes(shapes, work.sizes)
     copies = [_copy(model, shapes) for _ in works[1:]]
     price = price_of(model, works, request)
-    if request.preset == MEGATRON:
-        request = replace(request, preset=AUTO, pins=_by_all_reduce(model, shapes, works, request))
+    baseline = {MEGATRON: _by_all_reduce, COLWISE: _all_one_way, ROWWISE: _all_one_way}
+    if request.preset in baseline:
+        pins = baseline[request.preset](model, shapes, works, request)
+        request = replace(request, preset=AUTO, pins=pins)
     problem = problem_of(model, shapes, works, request)
     fitted = fit(problem, price, request.memory)
     if request.memory is not None and fitted.memory.total > request.memory:
@@ -118,7 +121,22 @@ def _by_all_reduce(
     topology = replace(request.topology, links=links)
     problem = problem_of(model, shapes, works, replace(request, preset=AUTO, topology=topology))
     price = price_of(model, works, request)
-    return {**_texts(problem, problem.solve(price)[0])}
+    return _texts(problem, problem.solve(price)[0])
+
+
+def _all_one_way(
+    model: ir.Model, shapes: Shapes, works: Sequence[Work], request: Request
+) -> dict[str, str]:
+    """Placements of the plan that holds as many weights as it can as the preset's name says."""
+    problem = problem_of(model, shapes, works, replace(request, preset=AUTO))
+    space, options = problem.space, problem.options
+    wanted = all_weights(space, options, request.preset)
+    for value, hubs in options.hubs.items():
+        text = wanted.get(value.name or "")
+        if text is not None:
+            held = [placement_text(space.sharding(value, hub)).split(" ")[0] for hub in hubs]
+            problem.graph.unary[problem.key(0, value)] += AVOIDED_SECONDS * (np.array(held) != text)
+    return _texts(problem, problem.solve(price_of(model, works, request))[0])
 
 
 def _texts(problem: Problem, choices: Choices) -> dict[str, str]:
@@ -160,11 +178,12 @@ def problem_of(model: ir.Model, shapes: Shapes, works: Sequence[Work], request: 
     pins = {**_preset_pins(space, options, request), **resolve(space, options, request.pins)}
     pin(space, options, pins)
     ask(space, options, request.asked)
+
+    def cost(sizes: Mapping[str, int]) -> CostModel:
+        return CostModel(request.topology, shapes, request.ranks, {**shapes.equal, **sizes})
+
     workloads = [
-        Workload(
-            CostModel(request.topology, shapes, request.ranks, {**shapes.equal, **work.sizes}),
-            work.runs,
-        )
+        Workload(cost(work.sizes), work.runs, cost(work.memory_sizes) if work.longest else None)
         for work in works
     ]
     return Problem.of(space, workloads, options, states, pins)
@@ -173,7 +192,7 @@ def problem_of(model: ir.Model, shapes: Shapes, works: Sequence[Work], request: 
 def _preset_pins(space: StrategySpace, options: Choices, request: Request) -> dict[str, str]:
     if request.preset == AUTO:
         return {}
-    if request.preset in (COLWISE, ROWWISE, REPLICATE):
+    if request.preset == REPLICATE:
         return all_weights(space, options, request.preset)
     values, patterns = read_pins(Path(request.preset), request.ranks)
     return {**values, **resolve(space, options, patterns)}

@@ -35,6 +35,13 @@ class Workload:
     cost: CostModel
     runs: float = 1.0
     """How often it is run; only the proportions matter."""
+    largest: CostModel | None = None
+    """Counts the bytes of its largest run, if that is another than the one that is timed."""
+
+    @property
+    def memory(self) -> CostModel:
+        """Counts the bytes that must be held."""
+        return self.largest or self.cost
 
 
 @dataclass
@@ -93,13 +100,13 @@ class Problem:
 
     def _add(self, number: int) -> None:
         """Add the nodes and values of one workload."""
-        cost = self.workloads[number].cost
         for value, hubs in self.options.hubs.items():
             key = self.key(number, value)
             if key not in self.graph.unary:
                 self.graph.add_variable(key, np.zeros(len(hubs)))
             if key[0] == SHARED:
-                held = [cost.held_bytes(value, self.space.sharding(value, h)) for h in hubs]
+                memory = self.workloads[number].memory
+                held = [memory.held_bytes(value, self.space.sharding(value, h)) for h in hubs]
                 self.held[key] = np.maximum(self.held.get(key, 0.0), held)
         tables = _Tables(self.space, self.workloads[number])
         for node, strategies in self.options.strategies.items():

@@ -45,6 +45,8 @@ def load_topology(name_or_path: str) -> Topology:
     if name_or_path in topology_names():
         return parse_topology(_shipped("topologies", name_or_path))
     path = Path(name_or_path)
+    if path.is_dir():
+        raise PlanError(f"topology '{path}' is a directory. Give a file of tpcore calibrate.")
     if not path.is_file():
         near = get_close_matches(name_or_path, topology_names(), 1, 0.0)[0]
         raise PlanError(

@@ -37,7 +37,7 @@ def minimise(graph: CostGraph[V]) -> tuple[dict[V, int], bool]:
 
 
 def by_windows(graph: CostGraph[V]) -> dict[V, int]:
-    """An assignment that no window improves. Raises Contradiction if none of finite cost is found."""
+    """An assignment that no window improves. Raises Contradiction if all found cost infinitely."""
     soft = CostGraph(
         graph.sizes,
         {v: np.minimum(table, FORBIDDEN) for v, table in graph.unary.items()},

@@ -101,3 +101,13 @@ def compute_type(node: ir.Node) -> str:
         return "f32"
     name = dtype.name
     return DTYPES.get(name) or ("f8" if name.startswith("FLOAT8") else name.lower())
+
+
+def computed_from_weights(graph: ir.Graph) -> set[ir.Value]:
+    """Values that no activation goes into: dequantised or reshaped weights."""
+    found: set[ir.Value] = set()
+    for node in graph:
+        operands = [value for value in node.inputs if value is not None]
+        if operands and all(v.const_value is not None or v in found for v in operands):
+            found.update(node.outputs)
+    return found
