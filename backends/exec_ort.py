@@ -27,6 +27,7 @@ from graph.errors import ExecutionError
 
 from .as_written import drop_rounding
 from .base import Tensor
+from .foreign_types import BYTE, FOREIGN_TYPES, bytes_of, view_of
 from .given_weights import (
     give_back_freed_memory,
     inlined,
@@ -42,8 +43,6 @@ _C = ort.capi._pybind_state
 _CPU = ort.OrtDevice.make("cpu", 0)._get_c_device()
 _QUIET = 4
 """onnxruntime's log level 'fatal': errors come as exceptions, once."""
-BYTE = 8
-"""Bits; onnxruntime packs elements of fewer than these, numpy does not."""
 _CARRIERS = {1: np.uint8, 2: np.uint16}
 """What types that numpy lacks (bfloat16, float8) are passed as, by size in bytes."""
 
@@ -115,8 +114,8 @@ class OrtExecutor:
         value = tensor.value
         if tensor.owner is not None or value is None:
             return tensor.owner  # type: ignore[no-any-return]
-        if value.element_type() in _FOREIGN_TYPES:
-            return _view(value)
+        if value.element_type() in FOREIGN_TYPES:
+            return view_of(value)
         return value.numpy()  # type: ignore[no-any-return]
 
     def _options(self, threads: int) -> ort.SessionOptions:
@@ -224,56 +223,17 @@ def _wrap(array: np.ndarray) -> Any:
     Of types below eight bits it has a packed copy.
     """
     dtype = _type_of(array.dtype)
-    if dtype not in _FOREIGN_TYPES:
+    if dtype not in FOREIGN_TYPES:
         return _C.OrtValue.ortvalue_from_numpy(array, _CPU)
     if dtype.bitwidth < BYTE:
         value = _C.OrtValue.ortvalue_from_shape_and_onnx_type(array.shape, dtype.value, _CPU)
-        _bytes_of(value)[:] = np.frombuffer(ir.Tensor(array, dtype=dtype).tobytes(), np.uint8)
+        bytes_of(value)[:] = np.frombuffer(ir.Tensor(array, dtype=dtype).tobytes(), np.uint8)
         return value
     carrier = array.view(_CARRIERS[array.dtype.itemsize])
     return _C.OrtValue.ortvalue_from_numpy_with_onnx_type(carrier, dtype.value)
 
 
 _type_of = cache(ir.DataType.from_numpy)
-
-_FOREIGN_TYPES = frozenset(
-    dtype
-    for dtype in ir.DataType
-    if dtype.name.startswith(("BFLOAT16", "FLOAT8", "FLOAT4", "INT4", "UINT4", "INT2", "UINT2"))
-)
-"""Types with an ONNX name and no numpy name."""
-
-
-class _Memory:
-    """Lets numpy view an OrtValue's memory and keeps the OrtValue alive meanwhile."""
-
-    def __init__(self, value: Any) -> None:
-        self.value = value
-        self.__array_interface__ = {
-            "data": (value.data_ptr(), False),
-            "shape": (value.tensor_size_in_bytes(),),
-            "typestr": "|u1",
-            "version": 3,
-        }
-
-
-def _bytes_of(value: Any) -> np.ndarray:
-    """An OrtValue's memory."""
-    return np.asarray(_Memory(value))
-
-
-def _view(value: Any) -> np.ndarray:
-    """View an OrtValue whose type numpy lacks as its ml_dtypes type.
-
-    Below eight bits it is a copy, one element a byte, and read-only: what somebody wrote into it
-    would be lost.
-    """
-    dtype, shape = ir.DataType(value.element_type()), tuple(value.shape())
-    if dtype.bitwidth >= BYTE:
-        return _bytes_of(value).view(dtype.numpy()).reshape(shape)
-    array = ir.PackedTensor(_bytes_of(value), dtype, shape=ir.Shape(shape)).numpy()
-    array.flags.writeable = False
-    return array
 
 
 def _hand_over(

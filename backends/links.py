@@ -8,11 +8,13 @@ when its users end, however they end.
 from __future__ import annotations
 
 import json
+import math
 import mmap
 import os
 import socket
 import struct
 from collections.abc import Mapping, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -105,7 +107,7 @@ class Written:
         entries: dict[str, Entry] = {}
         end = 0
         for name, array in arrays.items():
-            entries[name] = (array.dtype.name, array.shape, end)
+            entries[name] = (_name(array.dtype), array.shape, end)
             end += -(-array.nbytes // ALIGNMENT) * ALIGNMENT
         self._grow(end)
         for name, array in arrays.items():
@@ -145,10 +147,18 @@ class Mapped:
         self._map = None
 
 
+_dtype = cache(np.dtype)
+
+
+@cache
+def _name(dtype: np.dtype[Any]) -> str:
+    return dtype.name
+
+
 def _view(memory: mmap.mmap | None, entry: Entry) -> np.ndarray:
     name, shape, offset = entry
-    dtype = np.dtype(name)
-    count = int(np.prod(shape, dtype=np.int64))
+    dtype = _dtype(name)
+    count = math.prod(shape)
     if not count or memory is None:
         return np.empty(shape, dtype)
     return np.frombuffer(memory, dtype, count, offset).reshape(shape)

@@ -15,8 +15,9 @@ import numpy as np
 
 from graph.errors import PlanError
 from tpcore import arguments
+from tpcore.annotations import ANNOTATED
 from tpcore.bundle import Bundle, open_bundle
-from tpcore.partition import ANNOTATED, Options
+from tpcore.partition import Options
 from tpcore.planner.topology_files import DEFAULT_TOPOLOGY
 from tpcore.shard import Split, joint_plan, joint_report, split_models, write_splits
 from tpcore.shard import shard as write_bundle_of

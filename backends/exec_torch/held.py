@@ -72,6 +72,8 @@ def cast_floats(tensor: Tensor, dtype: Any) -> Tensor:
 def within(tensor: Tensor, dtype: Any) -> Tensor:
     """Finite numbers as finite ones of a type: the lowest float32, as masks have it, is no -inf."""
     largest = torch.finfo(dtype).max
+    if largest >= torch.finfo(tensor.dtype).max:
+        return tensor
     return torch.where(torch.isinf(tensor), tensor, tensor.clamp(-largest, largest))
 
 

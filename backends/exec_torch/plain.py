@@ -35,8 +35,12 @@ def lower_plain(lowering: Lowering, node: ir.Node) -> bool:
     if dims is None or not is_wanted or unknown(row.function, attributes):
         return False
     dtype = _dtype(node, row, given, attributes)
-    if not isinstance(dtype, torch.dtype) or (row.grows and dtype.is_floating_point):
+    if not isinstance(dtype, torch.dtype):
         return False
+    if dtype.is_floating_point:  # a factor may be made of sizes; a list is a weight, not a shape
+        if row.grows or dims.rank:
+            return False
+        dtype = lowering.types.dtype or dtype
     _emit(lowering, node, row, [held and held.plain for held in operands], attributes, dims, dtype)
     return True
 

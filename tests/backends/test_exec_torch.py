@@ -104,9 +104,9 @@ def test_families(family: str) -> None:
     assert all(row.equal for row in rows_of(family, path, inputs, (2,), (None,)))
 
 
-@pytest.mark.parametrize("family", ["deberta", "lfm2-moe-genai-int4", "llama-genai-int4-zp"])
+@pytest.mark.parametrize("family", ["deberta", "lfm2-moe-genai-int4", "llama-half", "resnet-qdq"])
 def test_families_in_16_bits(family: str) -> None:
-    """Masks beyond float16's range, router weights, torch's own kernel for 4-bit weights."""
+    """Masks beyond float16's range, torch's kernel for 4-bit weights, casts, scales."""
     path, inputs = family_path(family), [family_inputs(family)]
     assert all(row.equal for row in rows_of(family, path, inputs, (2,), ("fp16", "bf16")))
 
@@ -216,8 +216,8 @@ def test_a_cache_grows_in_place_where_its_owner_says_so(compile: bool) -> None:
     want = run(build_model(case(*past)), {f"x{i}": a for i, a in enumerate(case(*past).operands)
                                           if a is not None})  # fmt: skip
     np.testing.assert_allclose(executor.to_array(made["y0"]), want["y0"], atol=1e-5)
-    for name, cache, buffer in (("y1", caches[0], rooms[0]), ("y2", caches[1], rooms[1])):
-        assert made[name] is cache
+    for name, held, buffer in (("y1", caches[0], rooms[0]), ("y2", caches[1], rooms[1])):
+        assert made[name] is held
         np.testing.assert_allclose(buffer[:, :, :6], want[name], atol=1e-6)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import mmap
 from pathlib import Path
 
 import ml_dtypes
@@ -153,3 +154,22 @@ def test_lockstep_refuses_ranks_with_another_order() -> None:
     given = [{"x": np.ones(2, np.float32)}] * 2
     with pytest.raises(BundleError, match=r"rank 1 .* position 0: rank 1 has #0 .*'abs'.*'neg'"):
         run_lockstep([reordered(0), reordered(1)], given, OrtExecutor())
+
+
+def test_segments_do_not_each_hold_what_they_needed_most() -> None:
+    segments, mib = 24, 1 << 20
+    maker = Maker()
+    value = maker.input("x", ("n",))
+    for number in range(segments):
+        turned = maker.op("Exp", maker.op("Sin", value))
+        value = maker.collective(AllReduce("tp", "max"), turned, f"reduce_{number}")
+    model = maker.model([maker.op("Neg", value, name="y")])
+    program = RankProgram(model, OrtExecutor(), SingleCommunicator())
+    before = resident_bytes()
+    program.run({"x": np.zeros(2 * mib, np.float32)})
+    assert resident_bytes() - before < segments * 8 * mib / 2
+
+
+def resident_bytes() -> int:
+    """Memory of this process."""
+    return int(Path("/proc/self/statm").read_text().split()[1]) * mmap.PAGESIZE

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
 
 import numpy as np
 import onnx_ir as ir
 
-from backends.base import Availability, Backend, Step
-from backends.builtin import cpu
+from backends.base import Backend, Step
 from backends.exchanges import EXCHANGES
 from graph.interpret import interpret
 
@@ -39,17 +37,12 @@ class NumpyExecutor:
 
 def make_backend() -> Backend:
     """What the entry point names."""
-    return replace(
-        cpu(),
+    mpi = EXCHANGES["mpi"]
+    return Backend(
         name="echo-numpy",
         summary="one process per rank, numpy computes node by node, MPI exchanges",
-        probe=probe,
+        probe=mpi.probe,
         executor=NumpyExecutor,
-        exact_executor=None,
-        configure=None,
+        communicator=mpi.joining,
+        launcher=mpi.launcher,
     )
-
-
-def probe() -> Availability:
-    """Numpy is always there; MPI may not be."""
-    return EXCHANGES["mpi"].probe()

@@ -240,6 +240,8 @@ def write_other_order(folder: Path) -> Path:
     manifest = {
         "source": {"name": "toy", "sha256": "0" * 64},
         "inputs": [{"name": "x", "dtype": "FLOAT", "shape": [2], "rows": None}],
+        "outputs": [],
+        "states": {},
         "programs": [Program("main", {}, {}, {}).to_json()],
     }
     models = [{"main": two_sums(order)} for order in (["Neg", "Abs"], ["Abs", "Neg"])]

@@ -2,9 +2,9 @@
 
 Each row is one of their cases: an op, its operands, how they and the result are held. Held so, the
 op must be split right by every strategy it has, and those that exchange least often must be able
-to do with what the last column says. `S0` is split on the first dim; `S0/2` is their device mesh [0, 1, 0, 1], where
-every rank holds two ranges. Cases that ask for ranges which our splits never have are listed with
-None: such a request is refused, not run wrong.
+to do with what the last column says. `S0` is split on the first dim; `S0/2` is their device mesh
+[0, 1, 0, 1], where every rank holds two ranges. Cases that ask for ranges which our splits never
+have are listed with None: such a request is refused, not run wrong.
 """
 
 from __future__ import annotations

@@ -198,7 +198,7 @@ def test_a_rank_killed_between_calls_is_named(bundles: Path) -> None:
     session = InferenceSession(bundles / "mlp")
     session.run(None, INPUTS["mlp"])
     os.kill(pids(session)[0], signal.SIGKILL)
-    with pytest.raises(ExecutionError, match=r"^rank 0 \(pid \d+ on .*\) was killed by SIGKILL"):
+    with pytest.raises(ExecutionError, match=r"^rank 0 \(pid \d+ on .*\) (was killed by|died)"):
         session.run(None, INPUTS["mlp"])
 
 
