@@ -131,7 +131,7 @@ class Watcher:
             self._pipes[pipe] = rank
             self._poll.register(pipe, 0)
             self._handles[rank] = _handle(state.pid)
-            if _process_state(state.pid) in ("", "Z", "X"):
+            if _is_ending(state.pid):  # a pipe opened after its writer has closed it tells nothing
                 gone.append(rank)
         return gone
 

@@ -201,7 +201,7 @@ def test_what_has_no_effect_is_told(tmp_path: Path, capfd: pytest.CaptureFixture
     path.write_bytes(proto.SerializeToString())
     done = tpcore_here(capfd, "plan", path, "--tp", 2)
     gone = "it is computed otherwise, or not at all, in the canonical form of the model"
-    assert done.out.splitlines()[5:] == [
+    assert done.out.splitlines()[7:] == [
         "pins           from the model's device configuration 'mine': 1 values",
         f"  ignored      what node 'same' (Identity) says of 'h' has no effect: {gone}",
         f"  ignored      what node 'same' (Identity) says of 'g' has no effect: {gone}",

@@ -40,7 +40,7 @@ STATE_POSITIONS = 1024
 """Positions that a KV cache of unknown length is priced for."""
 SAME_DATA = ("Reshape", "Flatten", "Cast", "Identity")
 """Ops whose result stands for their operand where weights are counted."""
-MATRIX_PRICE_COLLECTIVES = 6
+MATRIX_PRICE_COLLECTIVES = 5
 """Holding the average weight matrix on every rank is priced as this many collectives.
 
 Tensor parallelism is asked for to hold less per rank: a plan that replicates a matrix to save one
