@@ -34,6 +34,8 @@ from .flight import (
     write_report,
 )
 
+COMING_UP_SECONDS = 0.01
+"""How often ranks are looked for that have not come up yet."""
 TICK_SECONDS = 0.2
 """How often the clocks of the ranks are read; deaths are seen at once."""
 START_SECONDS = 120.0
@@ -81,14 +83,31 @@ class Watcher:
     def poll(self, wait_seconds: float) -> Failure | None:
         """Wait for something to happen; returns the job's failure once there is one."""
         gone = self._adopt()
+        if len(self._handles) < self._size:  # of those that come up now an end must not be missed
+            wait_seconds = min(wait_seconds, COMING_UP_SECONDS)
         gone += [self._pipes[pipe] for pipe, _ in self._poll.poll(0 if gone else wait_seconds)]
         for rank in dict.fromkeys(gone):
             self._forget(rank)
-        for rank in dict.fromkeys(gone):
+        for rank in self._culprits_first(gone):
             failure = self._judge_end(rank)
             if failure is not None:
                 return failure
         return read_failure(self.run_dir) or self._judge_waits()
+
+    def _culprits_first(self, gone: list[int]) -> list[int]:
+        """Ranks that have ended or are about to: those first that did not wait for another.
+
+        A launcher kills the others as soon as one dies, and they may be gone before it.
+        """
+        if not gone:
+            return []
+        ending = [s for s in self.states() if s.rank in gone or self._is_watched_and_ends(s)]
+        ended = {rank: place for place, rank in enumerate(dict.fromkeys(gone))}
+        ending.sort(key=lambda s: (s.waiting, ended.get(s.rank, len(ended))))
+        return [state.rank for state in ending]
+
+    def _is_watched_and_ends(self, state: RankState) -> bool:
+        return state.rank in self._pipes.values() and _is_ending(state.pid)
 
     def states(self) -> list[RankState]:
         """The states of all ranks that have come up."""

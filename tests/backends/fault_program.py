@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import signal
 import sys
+import time
 
 import numpy as np
 
@@ -23,6 +24,7 @@ from graph.dialect import AllReduce
 from graph.errors import GraphError
 from tests.backends.toys import HIDDEN, Maker, mlp_rank
 
+UNDER_WAY_SECONDS = 0.4
 RUNS, FAULTY_RUN = int(os.environ.get("FAULT_RUNS", 400)), 200
 X = np.ones((2, HIDDEN), np.float32)
 
@@ -61,7 +63,8 @@ def refuse(rank: int, size: int) -> None:
 
 
 def go_wrong(fault: str) -> None:
-    """Kill, stop or fail this rank."""
+    """Kill, stop or fail this rank, in a job that its watcher has had the time to find."""
+    time.sleep(UNDER_WAY_SECONDS)
     if fault == "kill":
         os.kill(os.getpid(), signal.SIGKILL)
     if fault == "stop":
