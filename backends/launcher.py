@@ -40,11 +40,6 @@ class Launcher:
         return {"OMPI_ALLOW_RUN_AS_ROOT": "1", "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1"}
 
 
-def launch_command(argv: Sequence[str], ranks: int) -> list[str]:
-    """The command that starts a program on `ranks` ranks. Raises BackendUnavailable."""
-    return find_launcher().command(argv, ranks)
-
-
 @cache
 def find_launcher() -> Launcher:
     """The launcher beside this Python, or else the one on the PATH that fits mpi4py's library.

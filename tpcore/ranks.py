@@ -221,12 +221,20 @@ def join_job(
     wanted: Callable[[Target], Sequence[str]],
     timeout_seconds: float,
 ) -> OneRank:
-    """Join this process's job and prepare those of the target's programs that are `wanted`.
+    """Join this process's job and prepare those of the target's programs that are `wanted`."""
+    joined = job.join(timeout_seconds, backend.communicator)
+    target, models = load_together(joined, opened, wanted)
+    return OneRank(target, backend, joined, models)
+
+
+def load_together(
+    joined: job.Job, opened: Callable[[], Target], wanted: Callable[[Target], Sequence[str]]
+) -> tuple[Target, dict[str, ir.Model]]:
+    """This rank's graphs of the programs that are `wanted`, once all ranks agree on what they run.
 
     Every rank takes part in the handshake even if it could not open its files, so that no other
     rank waits for it; what `opened` and `wanted` raise ends all ranks with one message.
     """
-    joined = job.join(timeout_seconds, backend.communicator)
 
     def prepare() -> tuple[tuple[Target, dict[str, ir.Model]], RankInfo, list[str]]:
         target = opened()
@@ -240,4 +248,4 @@ def join_job(
     target, models = prepare_together(joined.communicator, prepare)
     if not models:
         raise VerifyError(f"'{target.name}' passed the handshake with {joined.size} ranks.")
-    return OneRank(target, backend, joined, models)
+    return target, models

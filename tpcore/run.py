@@ -8,7 +8,6 @@ import sys
 import zipfile
 import zlib
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -17,16 +16,15 @@ import onnx_ir as ir
 
 from backends import job
 from backends.base import Backend
-from backends.handshake import RankInfo, collective_sequence, prepare_together
 from backends.launch import launch
 from backends.lockstep import Lockstep
 from backends.placement import detect_environment, threads_per_rank
 from backends.run import RankProgram
 from backends.trace import Tracer
-from graph.errors import BundleError, ExecutionError, PlanError, VerifyError
+from graph.errors import BundleError, ExecutionError, PlanError
 from tpcore.distribute import cut_inputs, read_held
 from tpcore.inputs import check_sizes, make_inputs, violations
-from tpcore.program import Program
+from tpcore.ranks import load_together
 from tpcore.target import Target
 
 Arrays = Mapping[str, np.ndarray]
@@ -83,16 +81,6 @@ def run_here(target: Target, backend: Backend, inputs: Arrays) -> dict[str, np.n
     }
 
 
-@dataclass(frozen=True)
-class Prepared:
-    """What a rank holds before the first step; no graph where the number of ranks is wrong."""
-
-    target: Target
-    program: Program | None = None
-    model: ir.Model | None = None
-    parts: Arrays = field(default_factory=dict)
-
-
 def run_as_rank(
     opened: OpenTarget,
     backend: Backend,
@@ -103,27 +91,20 @@ def run_as_rank(
     """Run this process's rank and gather the outputs, whole on every rank.
 
     With `trace` it runs twice, and rank 0 writes when every rank was in which step the second time.
-    Every rank takes part in the handshake even if it could not open its files, so that no other
-    rank waits for it.
     """
     ranks = job.join(timeout_seconds, backend.communicator)
+    given: dict[str, np.ndarray] = {}
 
-    def prepare() -> tuple[Prepared, RankInfo, list[str]]:
-        target = opened()
-        info = RankInfo(target.id, target.format, target.world_size)
-        if target.world_size != ranks.size:
-            return Prepared(target), info, []  # what all ranks agree on is then refused
-        given = inputs(target)
-        program = target.program_for(given)
-        model = target.load_rank(ranks.rank, program.name)
-        parts = cut_inputs(given, program.shardings, ranks.rank)
-        return Prepared(target, program, model, parts), info, collective_sequence(model)
+    def wanted(target: Target) -> list[str]:
+        given.update(inputs(target))
+        return [target.program_for(given).name]
 
-    made = prepare_together(ranks.communicator, prepare)
-    if made.model is None or made.program is None:
-        raise VerifyError(f"'{made.target.name}' passed the handshake with {ranks.size} ranks.")
+    target, models = load_together(ranks, opened, wanted)
+    program = target.program_for(given)
+    parts = cut_inputs(given, program.shardings, ranks.rank)
     tracer = Tracer(ranks.monitor) if trace is not None else None
-    outputs = _run_model(made.model, backend, ranks, made.parts, made.program.shardings, tracer)
+    model = models[program.name]
+    outputs = _run_model(model, backend, ranks, parts, program.shardings, tracer)
     if trace is not None and tracer is not None:
         found = tracer.gather(ranks.communicator)
         if ranks.rank == 0:
