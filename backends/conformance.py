@@ -20,7 +20,7 @@ from graph.dialect import Collective
 from graph.errors import ExecutionError
 
 from . import job, registry
-from .base import Backend, Communicator, Executor
+from .base import Backend, BackendOptions, Communicator, Executor
 from .comm_local import SingleCommunicator, run_together
 from .conformance_cases import Case, collective_cases
 from .conformance_executor import executor_cases
@@ -33,19 +33,22 @@ Run = Callable[[Collective, list[np.ndarray]], Mapping[int, np.ndarray]]
 """Runs a collective on all ranks' operands; results of the ranks that this process can see."""
 
 
-def check_backend(name: str, ranks: int) -> int:
+def check_backend(name: str, ranks: int, collectives: str | None = None) -> int:
     """Try a backend on so many ranks, which are started if need be; the number of cases passed.
+
+    `collectives` is what the ranks exchange by instead of the backend's own library.
 
     Raises:
         BackendUnavailable: it cannot run here.
         ExecutionError: a case failed; stderr says which and how.
     """
-    backend = registry.get(name)
+    backend = registry.get(name, BackendOptions(collectives=collectives))
     if ranks == 1 or backend.communicator is None:
         return _check_alone(backend, ranks)
     with tempfile.TemporaryDirectory(prefix="tpcore-conformance-") as folder:
         result = Path(folder, "passed.json")
         command = [sys.executable, "-m", __spec__.name, name, "--as-rank", str(result)]
+        command += ["--collectives", collectives] if collectives else []
         launcher = backend.launcher() if backend.launcher is not None else None
         status = launch(command, ranks, TIMEOUT_SECONDS, launcher=launcher)
         if status or not result.is_file():
@@ -134,14 +137,15 @@ def main(words: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m backends.conformance", description=__doc__)
     parser.add_argument("name", help="name of the backend")
     parser.add_argument("--ranks", default=",".join(map(str, RANKS)), help="numbers of ranks")
+    parser.add_argument("--collectives", help="exchange by gloo or mpi instead, through the host")
     parser.add_argument("--as-rank", type=Path, help=argparse.SUPPRESS)
     args = parser.parse_args(words)
     if args.as_rank is None:
         for ranks in map(int, args.ranks.split(",")):
-            passed = check_backend(args.name, ranks)
+            passed = check_backend(args.name, ranks, args.collectives)
             print(f"{args.name} on {ranks} ranks: {passed} cases passed", flush=True)
         return 0
-    backend = registry.get(args.name)
+    backend = registry.get(args.name, BackendOptions(collectives=args.collectives))
     joined = job.join(TIMEOUT_SECONDS, backend.communicator)
     passed = check_rank(backend, joined.communicator)
     if all(int(text) == passed for text in joined.communicator.exchange(str(passed).encode())):

@@ -1,13 +1,15 @@
 """Correctness and speed on a GPU machine: `python -m bench.gpu`; `--dry-run` shows the form on CPU.
 
-1. The test models in fp32 and bf16 on 1 rank and on 2, against ONNX Runtime on CPU. Two ranks on
-   one device exchange by its own library where NCCL_MULTI_RANK_GPU_ENABLE lets them, else by the
-   host.
-2. A Llama of 8 billion parameters in bf16: a decode step against the time that reading its weights
+1. The conformance suite and ONNX's node tests on the device (`--skip suites` leaves them out).
+2. The test models in fp32, fp16 and bf16 on 1 rank and on 2, against ONNX Runtime on CPU. Two ranks
+   on one device exchange by its own library where NCCL_MULTI_RANK_GPU_ENABLE lets them, and by the
+   host (gloo) as well.
+3. A Llama of 8 billion parameters in bf16: a decode step against the time that reading its weights
    takes, and a prefill against the time of its multiplications, both at the rates that this device
    reaches in a plain copy and a plain matmul; beside it transformers, eager and compiled.
 
-Weights are zeros in a sparse file unless --random-weights is given (32 GB on disk).
+The Llama's weights are a few random numbers again and again: 32 GB in the folder for temporary
+files, which may be in memory (TMPDIR=/dev/shm). `--save` keeps the figures in bench/history.
 """
 
 from __future__ import annotations
@@ -19,34 +21,30 @@ import platform
 import subprocess
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from backends import devices, registry
+from bench import history
+from bench.gpu_models import DEVICE
 from graph.errors import BackendUnavailable
-from tests.big_model import LlamaShape, make
-from tests.models import FAMILIES, GENAI, model_inputs, model_path
-from tpcore.compare import compare
-from tpcore.partition import Options
-from tpcore.run import read_npz, write_npz
-from tpcore.shard import shard
-from tpcore.verify import reference
+from tests.big_model import LlamaShape, make_sharing
+from tests.models import MODELS
 
-ALLOWED = {"fp32": 1e-4, "bf16": 5e-2}
-"""Of the largest value of an output."""
-LLAMA_8B = LlamaShape(32, 4096, 14336, 32, 8, 128256)
-TINY = LlamaShape(2, 64, 176, 4, 2, 512)
+LLAMA_8B = LlamaShape(32, 4096, 14336, 32, 8, 128256, fused=True)
+TINY = LlamaShape(2, 64, 176, 4, 2, 512, fused=True)
+PARTS = ("suites", "models", "llama")
 WAYS = ("eager", "compiled")
 MANY_RANKS = {"NCCL_MULTI_RANK_GPU_ENABLE": "1"}
 TIMEOUT_SECONDS = 1800
-Seconds = dict[str, float]
+Row = dict[str, Any]
 
 
 def main() -> int:
-    """Print both tables; the status is 1 if a model computes something else."""
+    """Print the tables; the status is 1 if anything computes something else."""
     args = _arguments()
     backend = "torch" if args.dry_run else args.backend
     try:
@@ -54,114 +52,139 @@ def main() -> int:
     except BackendUnavailable as error:
         print(f"error: {error}", file=sys.stderr)
         return error.exit_status
-    print_machine(backend)
-    wrong = print_correctness(backend, args.models, args.dry_run)
-    if not args.skip_llama:
-        print_llama(backend, args)
-    return int(wrong > 0)
+    found: Row = {"backend": backend, **describe_machine(backend)}
+    if "suites" not in args.skip:
+        found["suites"] = run_suites(backend, args.timeout)
+    if "models" not in args.skip:
+        found["models"] = run_models(backend, args)
+    if "llama" not in args.skip:
+        found["llama"] = run_llama(backend, args)
+    if args.save:
+        named = devices.by_torch().get("devices", ())
+        print(history.save("gpu", found, device=named[0]["name"] if named else ""))
+    return int(_is_wrong(found))
+
+
+def _is_wrong(found: Row) -> bool:
+    rows: list[Row] = found.get("models", [])
+    return any(row["difference"] > row["allowed"] for row in rows) or any(
+        suite["status"] for suite in found.get("suites", ())
+    )
 
 
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--backend", default="cuda", help="cuda, rocm or xpu")
     parser.add_argument("--dry-run", action="store_true", help="torch on CPU and a tiny Llama")
-    parser.add_argument("--models", nargs="*", help="test models (default: one of each family)")
-    parser.add_argument("--skip-llama", action="store_true", help="only the test models")
+    parser.add_argument("--skip", nargs="*", default=[], choices=PARTS, help="parts to leave out")
+    parser.add_argument("--models", nargs="*", help="test models (default: all)")
     parser.add_argument("--layers", type=int, default=LLAMA_8B.layers, help="of the Llama")
     parser.add_argument("--ranks", type=int, nargs="*", default=[1], help="for the Llama")
     parser.add_argument("--context", type=int, default=1024, help="tokens before a decode step")
     parser.add_argument("--prompt", type=int, default=2048, help="tokens of a prefill")
     parser.add_argument("--ways", nargs="*", default=WAYS, choices=WAYS, help="to run the Llama")
-    parser.add_argument("--random-weights", action="store_true", help="instead of zeros")
+    parser.add_argument("--timeout", type=float, default=TIMEOUT_SECONDS, help="of each step, in s")
+    parser.add_argument("--save", action="store_true", help="keep the figures in bench/history")
     return parser.parse_args()
 
 
-def print_machine(backend: str) -> None:
-    """What the figures were made on."""
+def describe_machine(backend: str) -> Row:
+    """What the figures are made on, printed."""
     seen = devices.by_torch()
     names = [f"{d['name']}, {d['memory_bytes'] / 2**30:.0f} GiB" for d in seen.get("devices", ())]
-    versions = ", ".join(f"{name} {text}" for name, text in seen.get("versions", {}).items())
-    print(
-        f"machine   {platform.machine()}, {os.cpu_count()} cores, {'; '.join(names) or 'no device'}"
-    )
-    print(f"software  {versions}, numpy {np.__version__}, Python {platform.python_version()}")
-    print(f"backend   {backend}\n")
+    versions = {**seen.get("versions", {}), "numpy": np.__version__}
+    machine = f"{platform.machine()}, {os.cpu_count()} cores, {'; '.join(names) or 'no device'}"
+    print(f"machine   {machine}")
+    print(f"software  {', '.join(f'{name} {text}' for name, text in versions.items())}, ", end="")
+    print(f"Python {platform.python_version()}\nbackend   {backend}\n", flush=True)
+    return {"on": machine, "software": versions}
 
 
-def print_correctness(backend: str, models: Sequence[str] | None, dry_run: bool) -> int:
-    """Print the table of the test models; the number of wrong rows."""
-    usual = ["mlp-opset18"] if dry_run else [*(f"{f}-opset18" for f in FAMILIES), GENAI]
-    print(f"{'model':18}{'dtype':>6}{'ranks':>6}  {'exchange':10}{'difference':>11}{'allowed':>9}")
-    wrong = 0
-    for model in models or usual:
-        path, inputs = model_path(model), model_inputs(model)
-        wanted = reference(path, inputs)
-        for dtype, allowed in ALLOWED.items():
-            for ranks in (1, 2):
-                how, got = run_model(path, inputs, backend, dtype, ranks)
-                found = max(compare(k, got[k], wanted[k]).max_rel_diff for k in wanted)
-                wrong += found > allowed
-                mark = "" if found <= allowed else "  WRONG"
-                row = f"{model:18}{dtype:>6}{ranks:>6}  {how:10}{found:>11.1e}{allowed:>9.0e}{mark}"
-                print(row, flush=True)
+def run_suites(backend: str, timeout: float) -> list[Row]:
+    """The conformance suite on 1 and 2 ranks, and the node tests: the end of what each prints.
+
+    Where there is one device only, the ranks exchange through the host.
+    """
+    device = _device(backend)
+    through = ["--collectives", "gloo"] if len(devices.by_torch().get("devices", ())) == 1 else []
+    suites = {
+        "conformance": ["backends.conformance", backend, "--ranks", "1,2", *through],
+        "node tests": ["bench.torch_nodes", "--device", device],
+    }
+    found = []
+    for name, words in suites.items():
+        done = _call(words, timeout)
+        text = (done.stdout if done.stdout.strip() else done.stderr).strip()
+        print("\n".join(f"{name:12} {line}" for line in text.splitlines()[-40:]), flush=True)
+        found.append({"suite": name, "status": done.returncode, "end": text.splitlines()[-2:]})
     print()
-    return wrong
+    return found
 
 
-def run_model(
-    path: Path, inputs: dict[str, np.ndarray], backend: str, dtype: str, ranks: int
-) -> tuple[str, dict[str, np.ndarray]]:
-    """Run `tpcore run`: between devices, or through the host where that is refused."""
+def run_models(backend: str, args: argparse.Namespace) -> list[Row]:
+    """The table of the test models, printed."""
+    usual = ["mlp-opset18"] if args.dry_run else MODELS
+    print(f"{'model':24}{'dtype':>6}{'ranks':>6}  {'exchange':10}{'difference':>11}{'allowed':>9}")
+    found = []
+    for ranks, exchange in ((1, DEVICE), (2, DEVICE), (2, "gloo")):
+        words = ["bench.gpu_models", backend, str(ranks), exchange, *(args.models or usual)]
+        for row in _rows(words, args.timeout):
+            row["exchange"] = exchange if ranks > 1 else "none"
+            mark = "" if row["difference"] <= row["allowed"] else "  WRONG"
+            print(
+                f"{row['model']:24}{row['dtype']:>6}{ranks:>6}  {row['exchange']:10}"
+                f"{row['difference']:>11.1e}{row['allowed']:>9.0e}{mark}",
+                flush=True,
+            )
+            found.append(row)
+    equal = sum(row["difference"] <= row["allowed"] for row in found)
+    print(f"{len(found)} rows, {equal} equal\n", flush=True)
+    return found
+
+
+def run_llama(backend: str, args: argparse.Namespace) -> list[Row]:
+    """The table of the Llama, printed."""
+    works = works_of(args)
+    device = _device(backend)
+    (rates,) = _rows(["bench.gpu_peer", "rates", device], args.timeout)
+    print(f"a copy moves {rates['bytes_per_second'] / 1e9:.0f} GB/s, ", end="")
+    print(f"a matmul in bf16 does {rates['flops_per_second'] / 1e12:.2f} TFLOP/s")
+    limits = {name: limit(LlamaShape(**sizes), rates) for name, sizes in works.items()}
+    sizes = next(iter(works.values()))
+    print(
+        f"Llama in bf16, {sizes['layers']} layers of {sizes['hidden']}: decode after "
+        f"{works['decode']['cache']} tokens, prefill of {works['prefill']['sequence']}\n"
+        f"{'':26}{'work':10}{'median ms':>10}{'limit ms':>10}{'of limit':>10}{'load s':>8}"
+    )
+    found = [{"who": "rates", **rates}]
+    given = json.dumps(works)
     with tempfile.TemporaryDirectory(prefix="tpcore-gpu-") as folder:
-        given, made = Path(folder, "x.npz"), Path(folder, "y.npz")
-        write_npz(given, inputs)
-        line = [sys.executable, "-m", "tpcore", "run", str(path), "--tp", str(ranks)]
-        line += ["--backend", backend, "--dtype", dtype, "--inputs", str(given)]
-        line += ["--outputs", str(made), "--timeout", "60"]
-        ways = {"device" if ranks > 1 else "none": [], "host": ["--collectives", "gloo"]}
-        for how, options in ways.items():
-            done = _call([*line, *options])
-            if done.returncode == 0:
-                return how, read_npz(made)
-    raise SystemExit(f"{' '.join(line)} failed: {done.stderr[-2000:]}")
+        for name, one in works.items():
+            make_sharing(Path(folder, f"{name}.onnx"), "weights", one)
+        for ranks in args.ranks:
+            who = f"tpcore, {ranks} rank{'s' * (ranks > 1)}"
+            words = ["bench.gpu_child", folder, given, backend, str(ranks), *args.ways]
+            found += _timed(who, words, limits, args.timeout)
+    for way in args.ways:
+        words = ["bench.gpu_peer", way, device, given]
+        found += _timed("transformers", words, limits, args.timeout)
+    print()
+    return found
 
 
-def print_llama(backend: str, args: argparse.Namespace) -> None:
-    """Print the table of the Llama."""
+def works_of(args: argparse.Namespace) -> dict[str, dict[str, Any]]:
+    """Sizes of the decode step and of the prefill."""
     shape = TINY if args.dry_run else LLAMA_8B
-    sizes = {f: getattr(shape, f) for f in shape.__dataclass_fields__}
+    sizes = {field: getattr(shape, field) for field in shape.__dataclass_fields__}
     sizes["layers"] = min(args.layers, shape.layers)
     context, prompt = (16, 32) if args.dry_run else (args.context, args.prompt)
-    works = {
-        "decode": {**sizes, "sequence": 1, "cache": context},
+    return {
+        "decode": {**sizes, "sequence": 1, "cache": context, "in_place": True},
         "prefill": {**sizes, "sequence": prompt, "cache": 0},
     }
-    device = "cpu" if args.dry_run else {"rocm": "cuda"}.get(backend, backend)
-    rates = _answer("bench.gpu_peer", "rates", device)
-    print(f"a copy moves {rates['bytes_per_second'] / 1e9:.0f} GB/s, ", end="")
-    print(f"a matmul in bf16 does {rates['flops_per_second'] / 1e12:.2f} TFLOP/s\n")
-    print(
-        f"{'Llama in bf16':34}{'decode ms':>11}{'of limit':>10}{'prefill ms':>12}{'of limit':>10}"
-    )
-    limits = {name: _limit(LlamaShape(**works[name]), rates) for name in works}
-    _print_row("limit (bandwidth, multiplications)", limits, limits)
-    with tempfile.TemporaryDirectory(prefix="tpcore-gpu-") as folder:
-        for ranks in args.ranks:
-            for way in args.ways:
-                found = {
-                    name: time_ours(Path(folder), name, works[name], backend, ranks, way, args)
-                    for name in works
-                }
-                _print_row(f"tpcore {way}, {ranks} rank{'s' * (ranks > 1)}", found, limits)
-    for way in args.ways:
-        found = {
-            name: _answer("bench.gpu_peer", way, device, json.dumps(works[name]))["seconds"]
-            for name in works
-        }
-        _print_row(f"transformers {way}", found, limits)
 
 
-def _limit(shape: LlamaShape, rates: Seconds) -> float:
+def limit(shape: LlamaShape, rates: dict[str, float]) -> float:
     """Seconds that reading the weights once, or multiplying by them, takes at least."""
     wide = shape.heads * shape.head_size
     narrow = 2 * shape.kv_heads * shape.head_size
@@ -169,58 +192,53 @@ def _limit(shape: LlamaShape, rates: Seconds) -> float:
     weights = shape.layers * layer + shape.hidden * shape.vocabulary
     cached = shape.layers * shape.cache * narrow
     reading = 2 * (weights + cached) / rates["bytes_per_second"]
-    attention = 2 * shape.layers * wide * (shape.sequence + shape.cache)
+    attention = 2 * shape.layers * wide * (shape.sequence / 2 + shape.cache)
     return max(reading, 2 * shape.sequence * (weights + attention) / rates["flops_per_second"])
 
 
-def time_ours(
-    folder: Path,
-    name: str,
-    sizes: dict[str, int],
-    backend: str,
-    ranks: int,
-    way: str,
-    args: argparse.Namespace,
-) -> float:
-    """Median seconds of a run of ours."""
-    model = folder / name / "model.onnx"
-    if not model.exists():
-        model.parent.mkdir()
-        make(model, seed=0 if args.random_weights else None, **sizes)
-    target = folder / f"{name}-{ranks}"
-    if ranks > 1 and not target.exists():
-        shard(model, target, Options(ranks))
-    given = json.dumps(sizes)
-    where = str(target if ranks > 1 else model)
-    return _answer("bench.gpu_child", where, given, backend, str(ranks), way)["seconds"]
+def _timed(
+    who: str, words: Sequence[str], limits: dict[str, float], timeout: float
+) -> Iterator[Row]:
+    for row in _rows(words, timeout):
+        least, took, load = limits[row["work"]], row["seconds"], row.get("load_seconds", 0.0)
+        print(
+            f"{who + ', ' + row['way']:26}{row['work']:10}{took * 1e3:>10.2f}{least * 1e3:>10.2f}"
+            f"{least / took:>10.0%}{load:>8.1f}",
+            flush=True,
+        )
+        yield {"who": who, "limit_seconds": least, **row}
 
 
-def _print_row(label: str, found: Seconds, limits: Seconds) -> None:
-    cells = "".join(
-        f"{found[name] * 1e3:>{wide}.2f}{limits[name] / found[name]:>10.0%}"
-        for name, wide in (("decode", 11), ("prefill", 12))
-    )
-    print(f"{label:34}{cells}", flush=True)
+def _device(backend: str) -> str:
+    return {"torch": "cpu", "rocm": "cuda"}.get(backend, backend)
 
 
-def _answer(module: str, *words: str) -> Seconds:
-    """The JSON object that a process of its own prints last."""
-    done = _call([sys.executable, "-m", module, *words])
+def _rows(words: Sequence[str], timeout: float) -> list[Row]:
+    """The JSON objects that a process of its own prints; why there are no more, if it fails."""
+    done = _call(words, timeout)
+    found = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
     if done.returncode:
-        raise SystemExit(f"{module} {' '.join(words)} failed: {done.stderr[-2000:]}")
-    found: dict[str, Any] = json.loads(done.stdout.strip().rpartition("\n")[2])
+        end = " ".join(done.stderr.strip()[-1500:].split())
+        print(f"{' '.join(words)[:120]} ended with status {done.returncode}: {end}", flush=True)
     return found
 
 
-def _call(line: Sequence[str]) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        line,
-        env={**os.environ, **MANY_RANKS},
-        capture_output=True,
-        text=True,
-        timeout=TIMEOUT_SECONDS,
-        check=False,
-    )
+def _call(words: Sequence[str], timeout: float) -> subprocess.CompletedProcess[str]:
+    """A module run by this Python; what it has printed, also where it takes too long."""
+    line = [sys.executable, "-m", *words]
+    with tempfile.TemporaryFile("w+") as out, tempfile.TemporaryFile("w+") as err:
+        process = subprocess.Popen(line, env={**os.environ, **MANY_RANKS}, stdout=out, stderr=err)
+        try:
+            status = process.wait(timeout)
+        except subprocess.TimeoutExpired:
+            process.terminate()  # its ranks end with it
+            process.wait()
+            status = -1
+        texts = []
+        for stream in (out, err):
+            stream.seek(0)
+            texts.append(stream.read())
+        return subprocess.CompletedProcess(line, status, *texts)
 
 
 if __name__ == "__main__":

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 
 import numpy as np
 import onnx_ir as ir
@@ -26,7 +26,7 @@ class CodesTensor(ir.LazyTensor):
         row = bytes_of_codes(count, bits)
         # Older models hold the rows of a matrix one after another, in one dim.
         rows = (sizes[0] // row,) if len(sizes) == 1 else sizes[:-1]
-        self._source = source
+        self.source = source
         super().__init__(
             self._evaluate, source.dtype, ir.Shape([*rows, row]), cache=False, name=source.name
         )
@@ -36,7 +36,7 @@ class CodesTensor(ir.LazyTensor):
         return unpack(packed, self.bits)[..., : self.count]
 
     def _evaluate(self) -> ir.TensorProtocol:
-        return ir.Tensor(read_whole(self._source).reshape(self.shape.numpy()))
+        return ir.Tensor(read_whole(self.source).reshape(self.shape.numpy()))
 
 
 def dims_of(tensor: ir.TensorProtocol) -> tuple[int, ...]:
@@ -80,6 +80,23 @@ class ShardTensor(ir.LazyTensor):
 
     def _evaluate(self) -> ir.TensorProtocol:
         return ir.Tensor(np.asarray(self.part_of(read_whole(self.source)), order="C"))
+
+
+def identity(tensor: ir.TensorProtocol) -> Hashable | None:
+    """Equal for tensors of equal contents, whichever model they were read with; None if unknown.
+
+    Holds as long as nobody writes into the files.
+    """
+    shape = tuple(tensor.shape.numpy())
+    if isinstance(tensor, ir.ExternalTensor):
+        return str(tensor.path), tensor.offset, tensor.dtype, shape
+    if isinstance(tensor, CodesTensor):
+        source = identity(tensor.source)
+        return source and (source, tensor.bits, tensor.count, shape)
+    if isinstance(tensor, ShardTensor):
+        source = identity(tensor.source)
+        return source and (source, tensor.box, tensor.zero)
+    return None
 
 
 def bytes_of(dtype: ir.DataType | None, count: int) -> int:

@@ -8,7 +8,7 @@ Exporting 800 MB through torch takes minutes and gigabytes; this streams random 
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -34,8 +34,12 @@ class LlamaShape:
     batch: int = 1
     sequence: int = 8
     cache: int = 0
-    """Positions in a KV cache, which fused attention reads and extends; without one attention is
-    written out."""
+    """Positions in a KV cache, which fused attention reads and extends."""
+    in_place: bool = False
+    """Whether the cache that is read has room for the new positions, so that they can be written
+    into it."""
+    fused: bool = False
+    """Whether attention is one op without a cache too; else it is written out there."""
 
     @property
     def head_size(self) -> int:
@@ -43,31 +47,55 @@ class LlamaShape:
         return self.hidden // self.heads
 
     @property
+    def has_cache(self) -> bool:
+        """Whether there are cached keys and values among the inputs, if only of no positions."""
+        return self.fused or self.cache > 0
+
+    @property
     def cache_dims(self) -> tuple[int, int, int, int]:
         """Shape of one layer's cached keys or values."""
-        return self.batch, self.kv_heads, self.cache, self.head_size
+        room = self.sequence if self.in_place else 0
+        return self.batch, self.kv_heads, self.cache + room, self.head_size
 
 
-def make(path: Path, *, seed: int | None = 0, **sizes: int) -> Path:
+def make(path: Path, *, seed: int | None = 0, **sizes: Any) -> Path:
     """Write `path` and `path`.data beside it; `sizes` are fields of LlamaShape. Returns `path`.
 
     Without a seed the data file is a hole of the right size, for what never reads weights.
     """
-    shape = LlamaShape(**sizes)
-    with path.with_name(path.name + ".data").open("wb") as data:
-        weights = Weights(data, path, None if seed is None else np.random.default_rng(seed))
-        graph = _Builder(shape, weights).graph()
-    ir.save(ir.Model(graph, ir_version=10, producer_name="tests.big_model"), path)
+    file = path.with_name(path.name + ".data")
+    random = None if seed is None else np.random.default_rng(seed)
+    with file.open("wb") as data:
+        return _save(path, LlamaShape(**sizes), Weights(file, data, random))
+
+
+def make_sharing(path: Path, data: str, sizes: Mapping[str, Any]) -> Path:
+    """Write `path`, whose weights are in the file `data` beside it; the first one writes them.
+
+    They are a few random numbers again and again: quick to write, and as good to compute with.
+    """
+    file, shape = path.with_name(data), LlamaShape(**sizes)
+    if file.exists():
+        return _save(path, shape, Weights(file, None, None))
+    with file.open("wb") as stream:
+        random = np.random.default_rng(0)
+        return _save(path, shape, Weights(file, stream, random, repeat=True))
+
+
+def _save(path: Path, shape: LlamaShape, weights: Weights) -> Path:
+    model = ir.Model(_Builder(shape, weights).graph(), ir_version=10)
+    model.producer_name = "tests.big_model"
+    ir.save(model, path)
     return path
 
 
-def make_inputs(seed: int = 0, **sizes: int) -> dict[str, np.ndarray]:
+def make_inputs(seed: int = 0, **sizes: Any) -> dict[str, np.ndarray]:
     """Inputs for a model made with the same `sizes`."""
     shape = LlamaShape(**sizes)
     size = (shape.batch, shape.sequence)
     random = np.random.default_rng(seed)
     ids = {"input_ids": random.integers(0, shape.vocabulary, size)}
-    if shape.cache:
+    if shape.has_cache:
         names = (name for layer in range(shape.layers) for name in cache_names(layer, "past"))
         past = {name: random.standard_normal(shape.cache_dims, np.float32) for name in names}
         return ids | past
@@ -261,13 +289,13 @@ class _Builder:
     def graph(self) -> ir.Graph:
         """The whole model."""
         s = self.shape
-        names = ["input_ids"] if s.cache else ["input_ids", "attention_mask", "position_ids"]
+        names = ["input_ids"] if s.has_cache else ["input_ids", "attention_mask", "position_ids"]
         self.inputs = [typed(n, ir.DataType.INT64, (s.batch, s.sequence)) for n in names]
         scale = s.hidden**-0.5
         table = self.weights.normal("embed_tokens", [s.vocabulary, s.hidden], scale)
         self.initializers.append(table)
         hidden = self.op("Gather", table, self.inputs[0], axis=0)
-        attention = self.cached_attention if s.cache else self.plain_attention()
+        attention = self.cached_attention if s.has_cache else self.plain_attention()
         for layer in range(s.layers):
             normal = self.norm(hidden, f"layers.{layer}.input_norm")
             hidden = self.op("Add", hidden, attention(normal, layer))
@@ -282,7 +310,7 @@ class _Builder:
             [logits, *self.outputs],
             nodes=self.nodes,
             initializers=initializers,
-            opset_imports={"": OPSET, **({"com.microsoft": 1} if s.cache else {})},
+            opset_imports={"": OPSET, **({"com.microsoft": 1} if s.has_cache else {})},
             name="big_llama",
         )
 

@@ -17,30 +17,46 @@ CHUNK = 1 << 20
 class Weights:
     """Random float32 weights, appended to the data file as they are made."""
 
-    def __init__(self, data: BinaryIO, model: Path, random: np.random.Generator | None) -> None:
+    def __init__(
+        self,
+        file: Path,
+        data: BinaryIO | None,
+        random: np.random.Generator | None,
+        repeat: bool = False,
+    ) -> None:
+        """`data` is `file` opened for writing, None where the weights are there already."""
+        self.file = file
         self.data = data
-        self.model = model
         self.random = random
+        self.drawn = random.standard_normal(CHUNK, np.float32) if random and repeat else None
+        self.end = 0
 
     def normal(self, name: str, shape: Sequence[int], scale: float, mean: float = 0.0) -> ir.Value:
         """A stored weight of normally distributed values."""
-        offset = self.data.seek(-(-self.data.tell() // ALIGNMENT) * ALIGNMENT)
-        size = int(np.prod(shape))
-        self._fill(size, scale, mean)
-        location, folder = self.model.name + ".data", self.model.parent
+        offset, size = -(-self.end // ALIGNMENT) * ALIGNMENT, int(np.prod(shape))
+        self.end = offset + 4 * size
+        if self.data is not None:
+            self.data.truncate(self.end)
+            self.data.seek(offset)
+            self._fill(self.data, size, scale, mean)
         dims, dtype = ir.Shape(shape), ir.DataType.FLOAT
         tensor = ir.ExternalTensor(
-            location, offset, 4 * size, dtype, name=name, shape=dims, base_dir=folder
-        )
+            self.file.name, offset, 4 * size, dtype, name=name, shape=dims,
+            base_dir=self.file.parent,
+        )  # fmt: skip
         return ir.Value(name=name, shape=dims, type=ir.TensorType(dtype), const_value=tensor)
 
-    def _fill(self, size: int, scale: float, mean: float) -> None:
+    def _fill(self, data: BinaryIO, size: int, scale: float, mean: float) -> None:
         if self.random is None:
-            self.data.seek(self.data.truncate(self.data.tell() + 4 * size))
             return
+        scaled = None if self.drawn is None else self.drawn * np.float32(scale) + np.float32(mean)
         for start in range(0, size, CHUNK):
-            values = self.random.standard_normal(min(CHUNK, size - start), np.float32)
-            self.data.write((values * np.float32(scale) + np.float32(mean)).data)
+            count = min(CHUNK, size - start)
+            if scaled is not None:
+                data.write(scaled[:count].data)
+                continue
+            values = self.random.standard_normal(count, np.float32)
+            data.write((values * np.float32(scale) + np.float32(mean)).data)
 
 
 def typed(name: str, dtype: ir.DataType, dims: Sequence[int]) -> ir.Value:

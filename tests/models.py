@@ -5,7 +5,8 @@
             run(model_path(model_id), model_inputs(model_id, case))
 
 `python -m tests.models` makes them all, runs each in onnxruntime and prints a table.
-The cache is `.cache/models`, or the folder named by TPCORE_TEST_CACHE.
+The cache is `.cache/models`, or the folder named by TPCORE_TEST_CACHE. A machine without the
+exporters takes models made elsewhere from the folder named by TPCORE_TEST_MODELS.
 """
 
 from __future__ import annotations
@@ -103,8 +104,9 @@ def model_path(model_id: str) -> Path:
     """
     if model_id not in MODELS:
         raise KeyError(f"no test model '{model_id}'; choose one of {', '.join(MODELS)}")
-    folder = cache_dir() / _cache_key()
-    if not folder.is_dir():
+    given = os.environ.get("TPCORE_TEST_MODELS")
+    folder = Path(given) if given else cache_dir() / _cache_key()
+    if not given and not folder.is_dir():
         _export_all(folder)
     return folder / model_id / "model.onnx"
 

@@ -29,6 +29,12 @@ def attend(
     grouped = q.shape[1] != k.shape[1]
     if bias is not None and bias.dtype != torch.bool:
         bias = bias.to(q.dtype)
+    if grouped and q.shape[2] == 1 and not causal and (bias is None or bias.shape[1] == 1):
+        # One token: the heads that share keys are like tokens, and every kernel takes masks then.
+        rows = q.reshape(q.shape[0], k.shape[1], -1, q.shape[3])
+        return F.scaled_dot_product_attention(rows, k, v, bias, scale=scale).reshape(
+            *q.shape[:3], v.shape[3]
+        )
     return F.scaled_dot_product_attention(
         q, k, v, bias, is_causal=causal, scale=scale, enable_gqa=grouped
     )

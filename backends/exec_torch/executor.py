@@ -16,14 +16,17 @@ from graph.errors import ExecutionError
 from graph.upgrade import TARGET, upgrade
 
 from .bodies import inline_bodies, inline_functions
-from .held import MAX_PLAIN, describe, plain_of
+from .held import MAX_PLAIN, cast_floats, describe, plain_of
 from .kinds import Types
 from .loading import Loader
 from .lower import Lowering
 from .missing import DEFAULT, REASONS
+from .row import takes
 from .table import has_row
-from .tensors import CARRIED, FLOATS, Tensor, carry, let_grow, to_numpy, to_torch
+from .tensors import CARRIED, FLOATS, Tensor, carry, to_numpy, to_torch
 
+GROWS = "grows"
+"""What an op with a cache takes where its results may be written over its operands."""
 _DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32, None: None}
 
 
@@ -35,14 +38,21 @@ class TorchExecutor:
     """
 
     def __init__(
-        self, device: str = "cpu", dtype: str | None = None, compile: bool = False
+        self,
+        device: str = "cpu",
+        dtype: str | None = None,
+        compile: bool = False,
+        loader: Loader | None = None,
     ) -> None:
+        """`loader` is another executor's on the same device, to share its weights."""
         if dtype not in _DTYPES:
             raise ExecutionError(
                 f"torch executor has no dtype '{dtype}'. Choose one of fp16, bf16, fp32."
             )
         self.device = torch.device(device)
-        self._loader = Loader(self.device)
+        if self.device.type == "cuda":
+            torch.backends.cudnn.allow_tf32 = False  # float32 means float32, in convolutions too
+        self.loader = loader or Loader(self.device)
         self.types = Types(_DTYPES[dtype])
         self._compile = compile
 
@@ -55,13 +65,18 @@ class TorchExecutor:
             raise ExecutionError(
                 f"torch has no row for {'; '.join(missing)}. Run the model with the backend 'cpu'."
             )
-        return TorchStep(model.graph, self.types, self._loader, self._compile)
+        return TorchStep(model.graph, self.types, self.loader, self._compile)
 
     def to_tensor(self, array: np.ndarray) -> Tensor:
         """A tensor on the array's memory, or a copy on the device; short shapes stay at hand."""
         tensor = to_torch(array)
         is_shape = array.dtype.kind in "iub" and array.ndim <= 1 and array.size <= MAX_PLAIN
         return tensor if is_shape else tensor.to(self.device)
+
+    def to_cache(self, array: np.ndarray) -> Tensor:
+        """A tensor of the type that floats are computed in."""
+        tensor = self.to_tensor(array)
+        return cast_floats(tensor, self.types.dtype) if self.types.dtype else tensor
 
     def to_array(self, tensor: Tensor) -> np.ndarray:
         """A view of a tensor in memory, or a read-only copy of what numpy cannot reach."""
@@ -118,25 +133,35 @@ class TorchStep:
         lowering.run()
         self._outputs = [_output_port(lowering, value, types) for value in graph.outputs]
         held = [lowering.find(value) for value in graph.outputs]
+        self._makers = {value.name or "": value.producer() for value in graph.outputs}
         self._module = lowering.finish(
             h.plain if port.is_plain else lowering.tensor(h, h.wide)
             for h, port in zip(held, self._outputs)
         )
         weights = self._module.buffers()
         self._weights = {weight.untyped_storage().data_ptr() for weight in weights}
-        self._run = self._module
         self._into: dict[str, Tensor] = {}
+        self._compiles = compile
         self._captures = compile and self._device.type == "cuda"
-        if compile:
-            mode = "reduce-overhead" if self._captures else None
-            self._run = torch.compile(self._module, dynamic=True, mode=mode)
+        self._run = self._compiled()
 
     def write_into(self, outputs: Mapping[str, Tensor]) -> None:
         """From now on put these outputs into these tensors; a cache among them grows in place."""
         self._into = dict(outputs)
-        if self._run is self._module:
-            for tensor in outputs.values():
-                let_grow(tensor)
+        makers = {self._makers[name] for name in outputs}
+        for node in self._module.graph.nodes:
+            if node.meta.get("onnx") in makers and takes(node.target, GROWS):
+                node.kwargs = {**node.kwargs, GROWS: True}
+        self._module.recompile()
+        for tensor in outputs.values() if self._captures else ():
+            torch._dynamo.mark_static_address(tensor)
+        self._run = self._compiled()
+
+    def _compiled(self) -> Any:
+        if not self._compiles:
+            return self._module
+        mode = "reduce-overhead" if self._captures else None
+        return torch.compile(self._module, dynamic=True, mode=mode)
 
     def __call__(self, values: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Run the segment on the values it needs. Raises ExecutionError."""
@@ -198,7 +223,7 @@ def _put(made: Tensor, tensor: Tensor) -> Tensor:
 
 def _output_port(lowering: Lowering, value: ir.Value, types: Types) -> _Port:
     held = lowering.find(value)
-    is_plain = held.tensor is None and held.constant is None
+    is_plain = held.tensor is None and not held.is_constant
     dtype = held.dtype if is_plain else None
     declared = value.dtype
     if not is_plain and types.dtype is not None and declared is not None:

@@ -11,7 +11,7 @@ import torch
 
 from .attention import attend, merge_heads, rotate, shared, split_heads
 from .row import Row, Rows, number
-from .tensors import Tensor, may_grow
+from .tensors import Tensor
 
 
 def group_query_attention(
@@ -42,18 +42,22 @@ def group_query_attention(
     k_quant_type: str = "NONE",
     v_quant_type: str = "NONE",
     kv_cache_bit_width: int = 0,
+    grows: bool = False,
 ) -> tuple[Any, ...]:
     """Query f[b, s, heads·d] or packed f[b, s, (heads + 2 kv)·d]; past and present f[b, kv, t, d].
 
     `seqlens_k` i32[b] is the number of valid keys minus one. Where there is one sequence its length
-    is the total, so nothing is read back from the device.
+    is the total, so nothing is read back from the device. If `grows`, new entries are written into
+    the caches themselves; a total as long as those then says nothing of the length, so that steps
+    of one shape can follow each other.
     """
     quantised = kv_cache_bit_width or {k_quant_type, v_quant_type} != {"NONE"}
     if any(extra is not None for extra in unsupported) or qk_output or quantised or not causal:
         raise NotImplementedError("GroupQueryAttention with quantised cache, q/k norm or qk output")
     q, k, v = _query_key_value(query, key, value, num_heads, kv_num_heads)
     total = number(total_sequence_length)
-    past = _past(q, seqlens_k, total)
+    is_full = grows and past_key is not None and past_key.shape[2] == total
+    past = _past(q, seqlens_k, total, known=not is_full)
     if do_rotary and cos_cache is not None and sin_cache is not None:
         at = _positions(past, q) if position_ids is None else position_ids
         turn = (cos_cache[at], sin_cache[at], bool(rotary_interleaved))
@@ -63,7 +67,7 @@ def group_query_attention(
         past, (keys, values) = _recent(pairs, past, local_window_size)
         presents = [_last(whole, local_window_size) for whole in (keys, values)]
     else:
-        presents = [_present(cache, new, past, total) for cache, new in pairs]
+        presents = [_present(cache, new, past, total, grows) for cache, new in pairs]
         keys, values = presents
     sink = _sink(head_sink, smooth_softmax > 0, q)
     scores = _Scores(scale or 1 / math.sqrt(q.shape[-1]), softcap, sink, attention_bias)
@@ -144,32 +148,43 @@ def _query_key_value(
     return split_heads(query, heads), k, v
 
 
-def _past(q: Tensor, seqlens_k: Tensor, total: int) -> Any:
-    """Keys in the cache before this call: a number, or i64[b] where they may differ."""
+def _past(q: Tensor, seqlens_k: Tensor, total: int, known: bool) -> Any:
+    """Keys in the cache before this call: a number if `known`, or i64[b] where they may differ."""
     new = q.shape[2]
     if new == total:
         return 0
-    return total - new if q.shape[0] == 1 else seqlens_k.reshape(-1).to(torch.int64) + 1 - new
+    return (
+        total - new
+        if known and q.shape[0] == 1
+        else seqlens_k.reshape(-1).to(torch.int64) + 1 - new
+    )
 
 
-def _present(cache: Tensor | None, new: Tensor, past: Any, total: int) -> Tensor:
+def _present(cache: Tensor | None, new: Tensor, past: Any, total: int, grows: bool) -> Tensor:
     """The cache with each sequence's new entries behind its old ones."""
     if cache is None or cache.shape[2] == 0:
         return new if total == new.shape[2] else _room(new, total)
+    if grows and cache.shape[2] >= total:
+        if _is_number(past):
+            cache[:, :, past : past + new.shape[2]] = new
+            return cache
+        return cache.scatter_(2, _places(past, new), new)
     if _is_number(past) and past == cache.shape[2]:
         return torch.cat([cache, new], 2)
-    if _is_number(past) and may_grow(cache) and cache.shape[2] >= total:
-        cache[:, :, past : past + new.shape[2]] = new
-        return cache
     whole = cache.clone() if cache.shape[2] >= total else _room(cache, total)
     if _is_number(past):
         whole[:, :, past : past + new.shape[2]] = new
         whole[:, :, past + new.shape[2] :] = 0
         return whole
-    at = past[:, None] + torch.arange(new.shape[2], device=new.device)
     rest = torch.arange(whole.shape[2], device=new.device) >= past[:, None]
     whole = torch.where(rest[:, None, :, None], 0, whole)
-    return whole.scatter(2, at[:, None, :, None].expand(new.shape), new)
+    return whole.scatter(2, _places(past, new), new)
+
+
+def _places(past: Tensor, new: Tensor) -> Tensor:
+    """Where new entries go in the cache, i64 of their shape."""
+    at = past[:, None] + torch.arange(new.shape[2], device=new.device)
+    return at[:, None, :, None].expand(new.shape)
 
 
 def _room(x: Tensor, total: int) -> Tensor:

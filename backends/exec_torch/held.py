@@ -12,11 +12,13 @@ from graph.errors import ExecutionError
 
 from .kinds import Types
 from .plain_dims import Dims
-from .tensors import FLOATS, Tensor
+from .tensors import FLOATS, Tensor, to_torch, torch_dtype
 
 UNSET: Any = object()
 MAX_PLAIN = 64
 """Constants of more elements stay tensors."""
+KEPT_BYTES = 1 << 16
+"""Larger weights are not kept in memory while a graph is lowered."""
 
 
 @dataclass
@@ -29,10 +31,10 @@ class Held:
     """A Python number, a tuple, or the node that makes one."""
     dims: Dims | None = None
     """Of the plain form, where there is one."""
-    constant: Tensor | None = None
-    """Contents known before the run, in host memory."""
+    contents: Tensor | None = None
+    """Known before the run, in host memory; None of a large weight, which stays where it lies."""
     source: ir.TensorProtocol | None = None
-    """The weight that the constant is, None if it was computed."""
+    """The weight that it is; None of what is computed."""
     dtype: Any = None
     """torch's type, None where it is not known."""
     wide: bool = False
@@ -43,11 +45,46 @@ class Held:
     @classmethod
     def of(cls, contents: Tensor, dtype: Any, wide: bool) -> Held:
         """A constant; a short one is plain as well."""
-        held = cls(constant=contents, dtype=dtype, wide=wide)
+        held = cls(contents=contents, dtype=dtype, wide=wide)
         if contents.numel() <= MAX_PLAIN and contents.ndim <= 1 and not contents.is_complex():
             held.plain = plain_of(contents)
             held.dims = Dims(contents.ndim, contents.numel() if contents.ndim else None)
         return held
+
+    @classmethod
+    def of_weight(cls, source: ir.TensorProtocol, dtype: Any, wide: bool) -> Held:
+        """A weight, which is read each time that it is asked for unless it is small."""
+        if source.nbytes > KEPT_BYTES:
+            return cls(source=source, dtype=dtype, wide=wide)
+        held = cls.of(contents_of(source), dtype, wide)
+        held.source = source
+        return held
+
+    @property
+    def is_constant(self) -> bool:
+        """Whether the contents are known before the run."""
+        return self.contents is not None or self.source is not None
+
+    @property
+    def kind(self) -> Any:
+        """torch's type of a constant's contents."""
+        return self.contents.dtype if self.source is None else torch_dtype(self.source.dtype)
+
+    @property
+    def nbytes(self) -> int:
+        """Of a constant."""
+        return int(self.contents.nbytes if self.source is None else self.source.nbytes)
+
+    def read(self) -> Tensor:
+        """A constant's contents."""
+        if self.contents is None and self.source is not None:
+            return contents_of(self.source)
+        return self.contents
+
+
+def contents_of(source: ir.TensorProtocol) -> Tensor:
+    """A weight in host memory, or the mapped file itself."""
+    return to_torch(source.numpy().reshape(source.shape.numpy()))
 
 
 def tensor_of(value: Any, dtype: Any, device: Any) -> Tensor:

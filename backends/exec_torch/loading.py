@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Hashable
+from collections.abc import Callable, Hashable
 from typing import Any
 
 import onnx_ir as ir
+
+from graph.weights import identity
 
 from .tensors import Tensor
 
@@ -18,15 +20,14 @@ class Loader:
         self.device = device
         self._loaded: weakref.WeakValueDictionary[Hashable, Tensor] = weakref.WeakValueDictionary()
 
-    def load(self, contents: Tensor, dtype: Any, source: ir.TensorProtocol | None) -> Tensor:
-        """`contents` on the device: on CPU and in its own type the mapped memory itself."""
-        key = None
-        if isinstance(source, ir.ExternalTensor):
-            key = (str(source.path), source.offset, source.length, contents.dtype,
-                   tuple(contents.shape), dtype)  # fmt: skip
-            if key in self._loaded:
-                return self._loaded[key]
-        made = contents.to(self.device, dtype)
-        if key is not None:
-            self._loaded[key] = made
+    def load(
+        self, read: Callable[[], Tensor], dtype: Any, source: ir.TensorProtocol | None
+    ) -> Tensor:
+        """What `read` returns on the device: on CPU and in its own type that memory itself."""
+        known = None if source is None else identity(source)
+        if known is None:
+            return read().to(self.device, dtype)
+        made = self._loaded.get((known, dtype))
+        if made is None:
+            made = self._loaded[known, dtype] = read().to(self.device, dtype)
         return made

@@ -9,6 +9,7 @@ memory, unless that would take more of it than it saves.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from functools import partial
 from typing import Any
 
 import onnx_ir as ir
@@ -36,7 +37,7 @@ from .plain import lower_plain
 from .plain_dims import Dims
 from .row import Row, unknown
 from .table import row_of
-from .tensors import FLOATS, to_torch
+from .tensors import FLOATS
 from .wanted import plain_dims, wanted_plain
 from .wide import wide_values
 
@@ -110,8 +111,8 @@ class Lowering:
         if self.parent is None:
             raise ExecutionError(f"value '{value.name}' is read before it is made. Sort the graph.")
         outer = self.parent.find(value)
-        if outer.constant is not None:
-            held = Held(constant=outer.constant, source=outer.source)
+        if outer.is_constant:
+            held = Held(contents=outer.contents, source=outer.source)
             held.plain, held.dims = outer.plain, outer.dims
         else:
             held = self._placeholder(outer.dims)
@@ -131,12 +132,13 @@ class Lowering:
 
     def tensor(self, held: Held, wide: bool = False) -> Any:
         """The node that makes a value as a tensor, in the type of those who are wide or not."""
-        if held.tensor is None and held.constant is not None:
-            contents, kind = held.constant, held.constant.dtype
+        if held.tensor is None and held.is_constant:
+            kind, read = held.kind, held.read
             if self.types.dtype is not None and kind in FLOATS:
                 kind = self.types.float_of(held.wide)
-                contents = within(contents, kind) if contents.nbytes <= FOLD_BYTES else contents
-            weight = self.loader.load(contents, kind, held.source)
+                if held.contents is not None:
+                    read = partial(within, held.contents, kind)
+            weight = self.loader.load(read, kind, held.source)
             held.tensor = self.attribute("weight", weight)
         elif held.tensor is None:
             held.tensor = self.call(tensor_of, (held.plain, held.dtype, self.loader.device))
@@ -149,9 +151,8 @@ class Lowering:
     def plain(self, held: Held) -> Any:
         """A value as Python numbers."""
         if held.plain is UNSET:
-            is_known = held.constant is not None
             held.plain = (
-                plain_of(held.constant) if is_known else self.call(plain_of, (held.tensor,))
+                plain_of(held.read()) if held.is_constant else self.call(plain_of, (held.tensor,))
             )
         return held.plain
 
@@ -170,10 +171,8 @@ class Lowering:
         return made
 
     def _hold_weight(self, value: ir.Value, tensor: ir.TensorProtocol) -> None:
-        contents = to_torch(tensor.numpy().reshape(tensor.shape.numpy()))
         wide = value in self._wide
-        held = self.hold(value, Held.of(contents, self.types.of(tensor.dtype, wide), wide))
-        held.source = tensor
+        self.hold(value, Held.of_weight(tensor, self.types.of(tensor.dtype, wide), wide))
 
     # --- nodes ---
 
@@ -221,7 +220,7 @@ class Lowering:
         self, row: Row, operands: list[Held | None], attributes: dict[str, Any], wide: bool
     ) -> Any:
         if row.prepack is not None:
-            known = [held and held.constant for held in operands]
+            known = [held.read() if held and held.is_constant else None for held in operands]
             dtype = self.types.dtype or (operands[0] and operands[0].dtype)
             packed = row.prepack(known, attributes, self.loader.device, dtype)
             if packed is not None:
@@ -256,10 +255,10 @@ class Lowering:
     ) -> bool:  # fmt: skip
         """Compute now what depends on constants alone; whether that was done."""
         given = [held for held in operands if held is not None]
-        known = [held.constant for held in given if held.constant is not None]
-        size = sum(tensor.nbytes for tensor in known)
-        is_large = size > FOLD_BYTES and node.op_type in NOT_FOLDED
-        if not given or len(known) < len(given) or is_large or node.op_type in DRAWN:
+        if not given or not all(held.is_constant for held in given) or node.op_type in DRAWN:
+            return False
+        size = sum(held.nbytes for held in given)
+        if size > FOLD_BYTES and node.op_type in NOT_FOLDED:
             return False
         read = [
             None if held is None else self._known(held, place in row.plain, wide)
@@ -280,8 +279,8 @@ class Lowering:
     def _known(self, held: Held, as_plain: bool, wide: bool) -> Any:
         """A constant as a folded op reads it."""
         if as_plain or self.types.dtype is None:
-            return self.plain(held) if as_plain else held.constant
-        return cast_floats(held.constant, self.types.float_of(wide))
+            return self.plain(held) if as_plain else held.read()
+        return cast_floats(held.read(), self.types.float_of(wide))
 
     def _extras(self, node: ir.Node, row: Row, wide: bool) -> dict[str, Any]:
         first = node.inputs[0] if node.inputs else None

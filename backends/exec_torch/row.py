@@ -78,6 +78,11 @@ def unknown(function: Callable[..., Any], attributes: dict[str, Any]) -> list[st
     return [name for name in attributes if name not in parameters]
 
 
+def takes(function: Callable[..., Any], name: str) -> bool:
+    """Whether a function has a parameter of this name."""
+    return name in parameters_of(function)
+
+
 def many(function: Callable[..., Any]) -> Row:
     """A row with several results."""
     return Row(function, many=True)

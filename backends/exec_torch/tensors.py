@@ -96,16 +96,6 @@ def carry(tensor: Tensor, dtype: ir.DataType | None) -> Tensor:
     return tensor
 
 
-def let_grow(tensor: Tensor) -> None:
-    """Note on a cache that its owner wants new entries written into it."""
-    tensor.grows = True
-
-
-def may_grow(tensor: Tensor) -> bool:
-    """Whether a cache may be written into."""
-    return getattr(tensor, "grows", False)
-
-
 def torch_dtype(dtype: ir.DataType) -> Any:
     """torch's type. Raises ExecutionError where there is none."""
     found = DTYPES.get(dtype) or CARRIED.get(dtype)
