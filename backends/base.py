@@ -89,6 +89,18 @@ class Executor(Protocol):
         ...
 
 
+@runtime_checkable
+class HoldsCaches(Protocol):
+    """An executor with wishes for the caches of a decoder."""
+
+    fixed_shapes: bool
+    """Whether steps of the same shapes follow each other faster than steps on growing masks."""
+
+    def to_cache(self, array: np.ndarray) -> Tensor:
+        """Hand it a cache that it will write into: as `to_tensor`, in the type it computes in."""
+        ...
+
+
 class RankLauncher(Protocol):
     """What starts a program on n ranks of this machine."""
 

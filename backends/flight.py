@@ -21,13 +21,15 @@ from typing import Any
 
 _HEADER = struct.Struct("<8sIIdqI")
 """Magic, pid, rank, monotonic start, number of records, state."""
-_COUNT, _COUNT_OFFSET = struct.Struct("<q"), 24
+_COUNT_OFFSET = 24
 _STATE, _STATE_OFFSET = struct.Struct("<I"), 32
 _RECORD = struct.Struct("<qiiqd")
 """Number of the record, step, phase, collectives entered so far, monotonic seconds."""
 _MAGIC = b"tpflt01\0"
 _FIRST, _RING = 64, 126
+_OFFSETS = [_FIRST + _RECORD.size * place for place in range(_RING)]
 _SIZE = _FIRST + _RING * _RECORD.size
+_pack_record, _now = _RECORD.pack_into, time.monotonic
 
 RUNNING, DONE, FAILED = 1, 2, 3
 ENTER, LEAVE = 1, 0
@@ -51,6 +53,7 @@ class Recorder:
             self._map = mmap.mmap(file.fileno(), _SIZE)
         header = (_MAGIC, os.getpid(), rank, time.monotonic(), 0, RUNNING)
         _HEADER.pack_into(self._map, 0, *header)
+        self._total = memoryview(self._map)[_COUNT_OFFSET:_STATE_OFFSET].cast("q")
         self._alive = _open_alive(run_dir / f"rank{rank}.alive")
         self.register(_FIRST_PLACES, [True, True])
 
@@ -84,10 +87,9 @@ class Recorder:
 
     def _record(self, step: int, phase: int) -> None:
         count = self._count
-        offset = _FIRST + _RECORD.size * (count % _RING)
-        _RECORD.pack_into(self._map, offset, count, step, phase, self._entered, time.monotonic())
-        self._count = count + 1
-        _COUNT.pack_into(self._map, _COUNT_OFFSET, count + 1)
+        offset = _OFFSETS[count % _RING]
+        _pack_record(self._map, offset, count, step, phase, self._entered, _now())
+        self._count = self._total[0] = count + 1
 
 
 def _open_alive(path: Path) -> int:
@@ -191,8 +193,9 @@ def _records(raw: bytes, count: int) -> list[tuple[int, int, int, int, float]]:
 
 def _read_raw(run_dir: Path, rank: int) -> tuple[bytes | None, dict[str, Any]]:
     try:
-        described = json.loads((run_dir / f"rank{rank}.json").read_text())
+        # In this order: a rank describes its steps before it records any of them.
         raw = (run_dir / f"rank{rank}.flight").read_bytes()
+        described = json.loads((run_dir / f"rank{rank}.json").read_text())
     except OSError:
         return None, {}
     return raw, described

@@ -32,6 +32,7 @@ def large_weights(segment: ir.Model) -> list[ir.Value]:
 
 USED_AS_GIVEN = {
     *("MatMul", "Gemm", "Gather", "MatMulNBits", "GatherBlockQuantized", "MoE", "QMoE"),
+    *("GroupQueryAttention", "RotaryEmbedding"),
 }
 """Ops whose weights no optimizer of onnxruntime rewrites in place. Before others it may: it moves a
 Transpose behind an Add and transposes the Add's constant, under the same name."""

@@ -20,6 +20,7 @@ from .flight import DONE, EXCHANGE, START, Recorder
 from .handshake import agree
 from .placement import Placement, detect_environment
 from .run import Monitor, Silent
+from .spawn import bare_python
 
 RUN_DIR, WATCHED_HOST = "TPCORE_RUN_DIR", "TPCORE_WATCHED_HOST"
 """Set by our launcher: where the ranks' records lie, and the host whose ranks it watches itself."""
@@ -172,11 +173,9 @@ def _check_size(placement: Placement, ranks: Communicator) -> None:
 
 def _start_watcher(run_dir: Path, size: int, here: int, timeout_seconds: float) -> None:
     """Start the process that outlives the ranks; it imports nothing heavy and ends with them."""
-    root = str(Path(__file__).resolve().parent.parent)
-    code = f"import sys; sys.path.insert(0, {root!r}); from backends.watch import main; main()"
     arguments = [str(run_dir), str(size), str(here), str(timeout_seconds)]
     subprocess.Popen(
-        [sys.executable, "-I", "-S", "-c", code, *arguments],
+        bare_python("backends.watch", *arguments),
         stdin=subprocess.DEVNULL,
         stdout=subprocess.DEVNULL,
         start_new_session=True,

@@ -19,6 +19,7 @@ from types import FrameType
 from .base import RankLauncher
 from .flight import DONE, Failure, clean, read_failure, remove_shared_memory
 from .job import DEFAULT_TIMEOUT_SECONDS, RUN_DIR, WATCHED_HOST
+from .keeper import Keeper
 from .launcher import find_launcher
 from .launcher_noise import Filter
 from .watch import GRACE_SECONDS, TICK_SECONDS, Watcher, told
@@ -41,6 +42,7 @@ def launch(
     """
     run_dir = Path(tempfile.mkdtemp(prefix="tpcore-run-"))
     process = start(argv, ranks, run_dir, os.environ if environ is None else environ, launcher)
+    keeper = Keeper(run_dir, ranks)
     filters = [Filter(process.stdout, sys.stdout), Filter(process.stderr, sys.stderr)]
     watcher = Watcher(run_dir, ranks, timeout_seconds)
     try:
@@ -48,7 +50,7 @@ def launch(
             failure = _watch(process, watcher)
         return _conclude(process, watcher, failure, filters)
     finally:
-        leave(process, watcher)
+        leave(process, watcher, keeper)
 
 
 def start(
@@ -74,7 +76,7 @@ def start(
     )
 
 
-def leave(process: subprocess.Popen[bytes], watcher: Watcher) -> None:
+def leave(process: subprocess.Popen[bytes], watcher: Watcher, keeper: Keeper) -> None:
     """End what is left of a job, and remove what it has left."""
     states = watcher.states()
     _stop(process, watcher)
@@ -82,6 +84,7 @@ def leave(process: subprocess.Popen[bytes], watcher: Watcher) -> None:
         remove_shared_memory(path for state in states for path in state.shared_memory)
     failed = any(watcher.run_dir.glob("*.flight.json"))
     clean(watcher.run_dir, keep_reports=failed)
+    keeper.dismiss()
 
 
 def _watch(process: subprocess.Popen[bytes], watcher: Watcher) -> Failure | None:

@@ -63,13 +63,22 @@ class _Short:
 
 def send(link: socket.socket, message: Mapping[str, Any], file: int | None = None) -> None:
     """Send a message, and with it an open file. Raises OSError if the other side is gone."""
+    send_packed(link, pack(message), file)
+
+
+def pack(message: Mapping[str, Any]) -> bytes:
+    """A message as it travels."""
     body = json.dumps(message).encode()
-    head = _LENGTH.pack(len(body))
+    return _LENGTH.pack(len(body)) + body
+
+
+def send_packed(link: socket.socket, packed: bytes, file: int | None = None) -> None:
+    """Send what `pack` gives, as `send` does."""
     if file is None:
-        link.sendall(head + body)
+        link.sendall(packed)
     else:
-        socket.send_fds(link, [head], [file])
-        link.sendall(body)
+        socket.send_fds(link, [packed[: _LENGTH.size]], [file])
+        link.sendall(packed[_LENGTH.size :])
 
 
 def receive(link: socket.socket) -> tuple[Message, int | None] | None:

@@ -13,7 +13,8 @@ from graph.errors import ExecutionError, TpcoreError
 from .base import Executor, Tensor
 from .comm_local import run_together
 from .handshake import check_sequences, collective_sequence
-from .run import Steps, check_inputs, constants_of, prepare_steps, write_into
+from .input_check import input_check
+from .run import Steps, constants_of, prepare_steps, write_into
 from .segments import Exchange, cut
 
 Hook = Callable[[int, str, np.ndarray], None]
@@ -56,6 +57,7 @@ class Lockstep:
         """The part of it spent in collectives."""
         self._executor = executor
         self._programs = [cut(model, expose_all=expose_all) for model in models]
+        self._checks = [input_check(program.inputs) for program in self._programs]
         self._steps = [prepare_steps(program, executor, threads) for program in self._programs]
         self._constants = [constants_of(program, executor) for program in self._programs]
 
@@ -64,8 +66,8 @@ class Lockstep:
     ) -> list[dict[str, np.ndarray]]:
         """Run all ranks on their inputs; outputs by name, per rank."""
         to_tensor = self._executor.to_tensor
-        for program, given in zip(self._programs, inputs):
-            check_inputs(program, given)
+        for check, given in zip(self._checks, inputs):
+            check(given)
         tensors = [{n: to_tensor(array) for n, array in given.items()} for given in inputs]
         return [self.read(outputs) for outputs in self.run_held(tensors, hook)]
 

@@ -9,11 +9,9 @@ from typing import Protocol
 import numpy as np
 import onnx_ir as ir
 
-from graph.errors import PlanError
-from graph.weights import has_type
-
 from .base import Communicator, Executor, Tensor, WritesInto
 from .base import Step as Prepared
+from .input_check import input_check
 from .segments import Exchange, Program, Segment, cut
 
 
@@ -63,6 +61,7 @@ class RankProgram:
         self._executor = executor
         self._communicator = communicator
         self._monitor = monitor or Silent()
+        self._check = input_check(self.program.inputs)
         self._steps = prepare_steps(self.program, executor, threads)
         exchanges = [isinstance(step, Exchange) for step in self.program.steps]
         # What an asynchronous exchange waits for is seen only by who reads the results.
@@ -79,7 +78,7 @@ class RankProgram:
             PlanError: an input is missing, unknown, or of another type or shape.
             ExecutionError: a node failed.
         """
-        check_inputs(self.program, inputs)
+        self._check(inputs)
         began = time.perf_counter()
         to_tensor = self._executor.to_tensor
         outputs = self.read(self._run({n: to_tensor(array) for n, array in inputs.items()}))
@@ -148,48 +147,6 @@ def places(program: Program) -> list[str]:
         else:
             texts.append(following)
     return texts[::-1]
-
-
-def check_inputs(program: Program, inputs: Mapping[str, np.ndarray]) -> None:
-    """Compare inputs with what the graph declares. Raises PlanError with all that is wrong."""
-    names = _names(program)
-    wrong = [f"'{name}' is no input" for name in inputs if name not in names]
-    for value in program.inputs:
-        array = inputs.get(value.name or "")
-        if array is None:
-            wrong.append(f"'{value.name}' is missing")
-        elif not _fits(value, array):
-            wrong.append(
-                f"'{value.name}' is {_described(array)} where the graph has "
-                f"{value.dtype.numpy() if value.dtype is not None else '?'}{value.shape}"
-            )
-    if wrong:
-        raise PlanError(
-            f"the inputs do not fit the graph: {'; '.join(wrong)}. "
-            f"Inputs of the graph: {', '.join(names)}."
-        )
-
-
-def _names(program: Program) -> list[str]:
-    return [value.name or "" for value in program.inputs]
-
-
-def _fits(value: ir.Value, array: np.ndarray) -> bool:
-    if not isinstance(array, np.ndarray):  # what Python has for a sequence
-        return not isinstance(value.type, ir.TensorType)
-    if value.dtype is not None and not has_type(array, value.dtype):
-        return False
-    if value.shape is None:
-        return True
-    sizes = tuple(value.shape)
-    return len(sizes) == array.ndim and all(
-        not isinstance(size, int) or size == given for size, given in zip(sizes, array.shape)
-    )
-
-
-def _described(array: np.ndarray) -> str:
-    is_array = isinstance(array, np.ndarray)
-    return f"{array.dtype}{list(array.shape)}" if is_array else f"a {type(array).__name__}"
 
 
 PreparedStep = tuple[Segment | Exchange, Prepared | None]

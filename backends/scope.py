@@ -54,6 +54,6 @@ def is_constant(node: ir.Node) -> bool:
 
 
 def leaves(value: ir.Value) -> bool:
-    """Whether a value is an output of the rank graph, or a collective makes one of it."""
+    """Whether a value is an output of the rank graph, or collectives make one of it."""
     users = (node for node, _ in value.uses() if is_collective(node))
-    return value.is_graph_output() or any(v.is_graph_output() for n in users for v in n.outputs)
+    return value.is_graph_output() or any(leaves(v) for node in users for v in node.outputs)

@@ -32,13 +32,18 @@ class OwnLauncher:
 
     def command(self, argv: Sequence[str], ranks: int) -> list[str]:
         """The command that starts `argv` on `ranks` ranks."""
-        root = str(Path(__file__).resolve().parent.parent)
-        code = f"import sys; sys.path.insert(0, {root!r}); from backends.spawn import main; main()"
-        return [sys.executable, "-I", "-S", "-c", code, str(ranks), *argv]
+        return bare_python("backends.spawn", str(ranks), *argv)
 
     def environment(self) -> dict[str, str]:
         """Nothing."""
         return {}
+
+
+def bare_python(module: str, *argv: str) -> list[str]:
+    """The command that calls `main` of a module of ours which needs the standard library only."""
+    root = str(Path(__file__).resolve().parent.parent)
+    code = f"import sys; sys.path.insert(0, {root!r}); from {module} import main; main()"
+    return [sys.executable, "-I", "-S", "-c", code, *argv]
 
 
 def main() -> None:

@@ -18,9 +18,10 @@ from graph.errors import BundleError, ExecutionError, TpcoreError
 
 from .base import RankLauncher
 from .flight import Failure, read_failure
+from .keeper import Keeper
 from .launch import leave, start
 from .launcher_noise import Filter
-from .links import SOCKET, Message, listen, receive, send
+from .links import SOCKET, Message, listen, pack, receive, send_packed
 from .watch import GRACE_SECONDS, TICK_SECONDS, Watcher, told
 
 Received = list[tuple[Message, int | None]]
@@ -53,6 +54,7 @@ class StartedRanks:
             (self.run_dir / SOCKET).unlink(missing_ok=True)
             self.run_dir.rmdir()
             raise
+        self._keeper = Keeper(self.run_dir, ranks)
         self._filters = [
             Filter(s, sys.stderr) for s in (self._process.stdout, self._process.stderr)
         ]
@@ -64,9 +66,10 @@ class StartedRanks:
 
     def tell(self, message: Mapping[str, Any], file: int | None = None) -> None:
         """Send every rank a message; that one is gone will be told by `hear`."""
+        packed = pack(message)  # once for all: the ranks begin as close together as can be
         for rank in sorted(self._links):
             with contextlib.suppress(OSError):
-                send(self._links[rank], message, file)
+                send_packed(self._links[rank], packed, file)
 
     def hear(self) -> Received:
         """The next message of every rank. Raises ExecutionError or BundleError if one fails."""
@@ -94,7 +97,7 @@ class StartedRanks:
         else:
             with contextlib.suppress(subprocess.TimeoutExpired):
                 self._process.wait(GRACE_SECONDS)
-        leave(self._process, self._watcher)
+        leave(self._process, self._watcher, self._keeper)
         for stream in self._filters:
             stream.finish(GRACE_SECONDS)
         for pipe in (self._process.stdout, self._process.stderr):

@@ -19,7 +19,6 @@ from collections.abc import Iterable, Iterator
 import numpy as np
 import onnx_ir as ir
 
-from graph.interpret import interpret
 from graph.shapes import Shapes
 from graph.weights import bytes_of, is_index
 
@@ -124,6 +123,8 @@ def _fold(graph: ir.Graph, shapes: Shapes, value: ir.Value, first: ir.Value) -> 
     source, sizes = _program(graph, value), _sizes(value, shapes)
 
     def evaluate() -> ir.TensorProtocol:
+        from graph.interpret import interpret  # 10 MiB, which ranks have no use for
+
         (results,) = interpret([source], [{}])
         return ir.Tensor(np.asarray(results[RESULT], order="C"))
 

@@ -15,14 +15,25 @@ from importlib import import_module
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
+import graph  # noqa: F401  says how onnx_ir is imported, so it comes first
+
 if TYPE_CHECKING:
     from tpcore.api import PlannedModel, plan, shard, verify
     from tpcore.bundle import Bundle, open_bundle
+    from tpcore.onnxruntime_names import (
+        ExecutionMode,
+        GraphOptimizationLevel,
+        RunOptions,
+        SessionOptions,
+        get_available_providers,
+    )
     from tpcore.partition import Options
     from tpcore.session import InferenceSession
 
 __all__ = ["Bundle", "InferenceSession", "Options", "PlannedModel", "open_bundle", "plan"]
 __all__ += ["shard", "verify"]
+__all__ += ["ExecutionMode", "GraphOptimizationLevel", "RunOptions", "SessionOptions"]
+__all__ += ["get_available_providers"]
 
 _HOMES = {
     "Bundle": "tpcore.bundle",
@@ -33,6 +44,11 @@ _HOMES = {
     "plan": "tpcore.api",
     "shard": "tpcore.api",
     "verify": "tpcore.api",
+    "ExecutionMode": "tpcore.onnxruntime_names",
+    "GraphOptimizationLevel": "tpcore.onnxruntime_names",
+    "RunOptions": "tpcore.onnxruntime_names",
+    "SessionOptions": "tpcore.onnxruntime_names",
+    "get_available_providers": "tpcore.onnxruntime_names",
 }
 
 

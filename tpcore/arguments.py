@@ -209,13 +209,13 @@ def add_target(parser: ArgumentParser) -> None:
     )
 
 
-def add_trace(parser: ArgumentParser) -> None:
+def add_trace(parser: ArgumentParser, note: str = "") -> None:
     """A timeline of all ranks."""
     parser.add_argument(
         "--trace",
         type=Path,
         metavar="JSON",
-        help="where to write when each rank was in which step, for ui.perfetto.dev; runs twice",
+        help=f"where to write when each rank was in which step, for ui.perfetto.dev{note}",
     )
 
 

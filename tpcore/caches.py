@@ -1,8 +1,9 @@
 """The caches of a decoder: each rank holds its own part, from one run to the next.
 
 Where attention can write into its operand (GroupQueryAttention), the caches are buffers of the
-length that is needed in the end, and a step adds to them in place; else what a run returns is
-handed to the next run as it is. Neither is copied by us or seen by another rank.
+length that is needed in the end, or that the model or its window has, and a step adds to them in
+place; else what a run returns is handed to the next run as it is. Neither is copied by us or seen
+by another rank.
 """
 
 from __future__ import annotations
@@ -14,15 +15,10 @@ import numpy as np
 import onnx_ir as ir
 
 from backends.base import Tensor
-from tpcore.decoder import BY_PLACE, GROUPED, Decoder
+from tpcore.decoder import BY_PLACE, CACHES, GROUPED, LENGTH_DIM, Decoder
 from tpcore.distribute import read_held
 from tpcore.inputs import InputSpec
 from tpcore.ranks import Ranks
-
-LENGTH_DIM = 2
-"""The dim of a cache of GroupQueryAttention that counts positions."""
-PAIRS = {3: 1, 4: 2}
-"""Its operands that are caches -> the results that they become."""
 
 
 class Caches:
@@ -38,16 +34,22 @@ class Caches:
         ]
         self.in_place = False
         """Whether steps write into the caches they read."""
+        rooms = {decoder.rooms.get(spec.name, room) for spec in held}
+        self.room = max(rooms) if len(rooms) == 1 and not decoder.slides else 0
+        """Positions that each of them has, 0 where they differ or slide."""
         if decoder.form == BY_PLACE and all(map(self._fits, ranks.models.values())):
-            rooms = [
-                {name: ranks.to_tensor(_longer(array, room)) for name, array in rank.items()}
+            longer = [
+                {
+                    name: ranks.to_cache(_resized(array, decoder.rooms.get(name, room)))
+                    for name, array in rank.items()
+                }
                 for rank in empty
             ]
             self.in_place = ranks.write_into(
-                [{present: rank[past] for past, present in self._names} for rank in rooms]
+                [{present: rank[past] for past, present in self._names} for rank in longer]
             )
         self.held: list[dict[str, Tensor]] = (
-            rooms
+            longer
             if self.in_place
             else [{n: ranks.to_tensor(array) for n, array in rank.items()} for rank in empty]
         )
@@ -66,26 +68,27 @@ class Caches:
 
 def _grows_in_place(past: ir.Value, present: str) -> bool:
     uses = list(past.uses())
-    if len(uses) != 1 or uses[0].idx not in PAIRS or uses[0].node.op_type != GROUPED:
+    if len(uses) != 1 or uses[0].idx not in CACHES or uses[0].node.op_type != GROUPED:
         return False
     node, operand = uses[0]
-    result = node.outputs[PAIRS[operand]]
+    result = node.outputs[CACHES[operand]]
     return result.name == present and not list(result.uses())
 
 
 def _empty(spec: InputSpec, decoder: Decoder, batch: int) -> np.ndarray:
-    """A cache of no positions; a state of constant size is zeros."""
+    """A cache of no positions; a state of constant size, or a window, is zeros."""
     rows = (decoder.tokens.shape or ("",))[0]
     shape = [
         size if isinstance(size, int) else batch if size == rows or dim == 0 else 0
         for dim, size in enumerate(spec.shape or ())
     ]
     dtype: Any = ir.DataType[spec.dtype].numpy()
-    return np.zeros(shape, dtype)
+    cache = np.zeros(shape, dtype)
+    return _resized(cache, decoder.rooms[spec.name]) if spec.name in decoder.rooms else cache
 
 
-def _longer(cache: np.ndarray, room: int) -> np.ndarray:
-    """The same cache with room for so many positions."""
+def _resized(cache: np.ndarray, room: int) -> np.ndarray:
+    """An empty cache with room for so many positions."""
     shape = list(cache.shape)
     shape[LENGTH_DIM] = room
     return np.zeros(shape, cache.dtype)

@@ -227,7 +227,7 @@ def _add_run(commands: Commands) -> None:
     arguments.add_target(parser)
     parser.add_argument("--inputs", type=Path, metavar="NPZ", help="inputs (default: made up)")
     parser.add_argument("--outputs", type=Path, metavar="NPZ", help="where to write all outputs")
-    arguments.add_trace(parser)
+    arguments.add_trace(parser, note="; runs twice")
     arguments.add_json(parser)
 
 
@@ -241,6 +241,7 @@ def _add_generate(commands: Commands) -> None:
     arguments.add_target(parser)
     prompt_arguments.add_prompts(parser)
     prompt_arguments.add_sampling(parser)
+    arguments.add_trace(parser)
     arguments.add_json(parser)
 
 

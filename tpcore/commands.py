@@ -12,7 +12,6 @@ import numpy as np
 from backends import registry
 from backends.base import BackendOptions
 from backends.placement import detect_environment
-from graph.errors import PlanError
 from graph.text import graph_text
 from tpcore import calibrate, demo, doctor, ops_table, plan_command
 from tpcore.bundle import open_bundle
@@ -28,6 +27,7 @@ from tpcore.run import (
     load_inputs,
     needs_launch,
     read_npz,
+    refuse_trace,
     run_as_rank,
     run_here,
     start_ranks,
@@ -157,10 +157,7 @@ def run_command(args: argparse.Namespace) -> int:
         if needs_launch(backend, target):
             return start_ranks(args.argv, backend, target.world_size, args.timeout)
         if args.trace is not None:
-            raise PlanError(
-                f"a run of '{target.name}' on backend '{backend.name}' is one process, in which no "
-                "rank waits. Trace several ranks on a backend that starts them, such as cpu."
-            )
+            refuse_trace(target, backend)
         outputs = run_here(target, backend, given)
     if first:
         _deliver(args, outputs)

@@ -1,9 +1,9 @@
-"""What a decoder's graph wants to be fed, and what to feed it step by step.
+"""What a decoder's graph wants to be fed.
 
 Three forms, told apart by the graph alone:
 
 - *by place* (GroupQueryAttention): a row's tokens lie at the start of its cache, and a mask says
-  how many there are, so shorter prompts are padded on the right;
+  how many there are, so shorter prompts are padded on the right; a cache may hold a window only;
 - *appended* (Concat, Attention): a step is joined to the end of the cache, so shorter prompts are
   padded on the left, under a mask;
 - *whole* (no cache): every step runs on all tokens so far, padded on the right.
@@ -14,7 +14,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-import numpy as np
 import onnx_ir as ir
 
 from graph.errors import PlanError
@@ -26,6 +25,14 @@ BY_PLACE, APPENDED, WHOLE = "by place", "appended", "whole"
 GROUPED = "GroupQueryAttention"
 COS_CACHE = 7
 """Operand of GroupQueryAttention with a row per position."""
+CACHES = {3: 1, 4: 2}
+"""Its operands that are caches -> the results that they become."""
+LENGTH_DIM = 2
+"""The dim of these caches that counts positions."""
+CACHE_BRANCH = "use_cache_branch"
+"""Input by which optimum's merged decoders choose one of two graphs."""
+ENCODED = "encoder_"
+"""How names of inputs begin that an encoder has made."""
 LOGITS, LOGITS_DIMS = "logits", 3
 
 
@@ -44,6 +51,10 @@ class Decoder:
     caches: tuple[tuple[InputSpec, str], ...] = ()
     """Inputs that carry a state, and the outputs that they come from."""
     form: str = WHOLE
+    rooms: Mapping[str, int] = field(default_factory=dict)
+    """Caches by place whose length is not ours to choose: the model's, or that of its window."""
+    slides: bool = False
+    """Whether some of them are windows, which take in new tokens without any padding."""
     limit: int | None = None
     """Most positions that it has an embedding for."""
     prefill: str = ""
@@ -69,6 +80,7 @@ def find_decoder(target: Target, model: ir.Model) -> Decoder:
     outputs = {spec.name: spec for spec in target.outputs}
     logits = [o for n, o in outputs.items() if n not in target.states.values() and _is_logits(o)]
     logits = [o for o in logits if o.name == LOGITS] or logits
+    _refuse_other_kinds(target)
     wrong = [f"it has no idea what to feed '{s.name}' ({s.text})" for s in _unknown(target)]
     if "tokens" not in roles:
         wrong.append("it has no input of token ids, integers of shape [batch, sequence]")
@@ -76,8 +88,6 @@ def find_decoder(target: Target, model: ir.Model) -> Decoder:
         wrong.append(f"it has {len(logits)} outputs of shape [batch, sequence, vocabulary]")
     wrong += [f"the length of its cache '{name}' is fixed" for name in _fixed(target, outputs)]
     nodes = [node for node in model.graph if node.op_type == GROUPED]
-    if any(node.attributes.get_int("sliding_window_cache", 0) for node in nodes):
-        wrong.append("its cache is a window that slides")
     if wrong:
         raise PlanError(
             f"tpcore cannot generate with '{target.name}': {'; '.join(wrong)}. Export a decoder "
@@ -90,10 +100,31 @@ def find_decoder(target: Target, model: ir.Model) -> Decoder:
         **{role: roles.get(role) for role in ("mask", "positions", "lengths", "total")},
         caches=tuple((specs[past], present) for past, present in target.states.items()),
         form=WHOLE if not target.states else BY_PLACE if nodes else APPENDED,
+        rooms={name: room for node in nodes for name, room in _rooms(node).items()},
+        slides=any(map(_slides, nodes)),
         limit=_limit(roles.get("positions"), nodes),
         prefill=programs[0],
         decode=programs[-1],
     )
+
+
+def _refuse_other_kinds(target: Target) -> None:
+    """Raise PlanError for graphs that are known to be something else than one decoder."""
+    names = [spec.name for spec in target.inputs]
+    if CACHE_BRANCH in names:
+        raise PlanError(
+            f"tpcore cannot generate with '{target.name}': it joins a graph without and one with a "
+            f"cache by an If on its input '{CACHE_BRANCH}', and the branches of an If are not "
+            "split. Export the model again with optimum-cli export onnx --no-post-process, and "
+            "split its model.onnx, or decoder_with_past_model.onnx where it writes that."
+        )
+    encoded = [name for name in names if name.startswith(ENCODED)]
+    if encoded:
+        raise PlanError(
+            f"tpcore cannot generate with '{target.name}': it is half of an encoder-decoder model "
+            f"and reads '{encoded[0]}' of the other half, where generate runs a decoder alone. "
+            "Split both halves, and run them from Python with tpcore.InferenceSession."
+        )
 
 
 def program_names(target: Target) -> list[str]:
@@ -152,124 +183,24 @@ def _fixed(target: Target, outputs: Mapping[str, InputSpec]) -> list[str]:
     ]
 
 
+def _rooms(node: ir.Node) -> dict[str, int]:
+    """The caches of a GroupQueryAttention that have a length of their own, and that length."""
+    window = node.attributes.get_int("local_window_size", -1) if _slides(node) else None
+    pasts = [node.inputs[operand] for operand in CACHES if operand < len(node.inputs)]
+    sizes = {p.name or "": p.shape[LENGTH_DIM] for p in pasts if p is not None and p.shape}
+    rooms = {name: size if isinstance(size, int) else window for name, size in sizes.items()}
+    return {name: room for name, room in rooms.items() if room is not None}
+
+
+def _slides(node: ir.Node) -> bool:
+    """Whether its caches hold the last positions only."""
+    return bool(node.attributes.get_int("sliding_window_cache", 0))
+
+
 def _limit(positions: InputSpec | None, nodes: Sequence[ir.Node]) -> int | None:
     tables = [node.inputs[COS_CACHE] for node in nodes if len(node.inputs) > COS_CACHE]
     rows = [table.shape[0] for table in tables if table is not None and table.shape is not None]
     limits = [size for size in rows if isinstance(size, int)]
+    limits += [room for node in nodes if not _slides(node) for room in _rooms(node).values()]
     limits += [positions.rows] if positions is not None and positions.rows else []
     return min(limits, default=None)
-
-
-@dataclass
-class Feed:
-    """The rows of tokens so far, and the inputs of each run on them; caches are left to others."""
-
-    decoder: Decoder
-    prompts: Sequence[Sequence[int]]
-    added: list[np.ndarray] = field(default_factory=list)
-    """The tokens of each step, int64[batch]."""
-
-    @property
-    def counts(self) -> np.ndarray:
-        """Tokens per row so far."""
-        return np.array([len(prompt) for prompt in self.prompts]) + len(self.added)
-
-    @property
-    def longest(self) -> int:
-        """Tokens of the longest row so far: the positions of the caches."""
-        return int(self.counts.max())
-
-    def inputs(self) -> dict[str, np.ndarray]:
-        """Inputs of the next run: the whole prompt, then one token a row."""
-        d = self.decoder
-        step = bool(self.added) and d.form != WHOLE
-        tokens = self.added[-1][:, None] if step else self._rows()
-        places = np.arange(self.longest - tokens.shape[1], self.longest)
-        positions = places
-        if d.positions is not None and len(d.positions.shape or ()) == 2:
-            ahead = self.longest - self.counts  # of a row's first token, or of where it goes on
-            behind = ahead if step or d.form == APPENDED else np.zeros_like(ahead)
-            positions = np.maximum(places[None, :] - behind[:, None], 0)
-        given = {
-            d.tokens: tokens,
-            d.mask: self._mask(),
-            d.positions: positions,
-            d.lengths: self.counts - 1,
-            d.total: np.reshape(self.longest, [1] * len((d.total and d.total.shape) or ())),
-        }
-        return {
-            spec.name: np.asarray(array, ir.DataType[spec.dtype].numpy(), order="C")
-            for spec, array in given.items()
-            if spec is not None
-        }
-
-    def last_places(self, sequence: int) -> np.ndarray:
-        """Where in logits of `sequence` positions each row's last token is."""
-        last = np.full(len(self.prompts), sequence - 1)
-        if sequence == self.longest and self.decoder.form != APPENDED:
-            return self.counts - 1
-        return last
-
-    def _mask(self) -> np.ndarray:
-        """Which positions of the caches hold a token, int64[batch, positions]."""
-        places, counts = np.arange(self.longest)[None, :], self.counts[:, None]
-        if self.decoder.form == APPENDED:
-            return (places >= self.longest - counts).astype(np.int64)
-        return (places < counts).astype(np.int64)
-
-    def _rows(self) -> np.ndarray:
-        """All tokens so far, int64[batch, longest]."""
-        rows = np.zeros((len(self.prompts), self.longest), np.int64)
-        for row, prompt, step in zip(rows, self.prompts, range(len(rows))):
-            tokens = [*prompt, *(int(added[step]) for added in self.added)]
-            start = self.longest - len(tokens) if self.decoder.form == APPENDED else 0
-            row[start : start + len(tokens)] = tokens
-        return rows
-
-
-def positions_needed(prompt: int, new_tokens: int) -> int:
-    """Tokens that are run: the last one that is chosen is not."""
-    return prompt + new_tokens - 1
-
-
-def check_prompts(decoder: Decoder, prompts: Sequence[Sequence[int]], new_tokens: int) -> None:
-    """Raise PlanError, with all that is wrong, if these prompts cannot be continued."""
-    lengths = sorted({len(prompt) for prompt in prompts})
-    rows = decoder.tokens.rows or decoder.vocabulary
-    batch, sequence = decoder.tokens.shape or ("", "")
-    strange = sorted({t for prompt in prompts for t in prompt if t < 0 or (rows and t >= rows)})
-    wrong = []
-    if lengths[0] == 0:
-        wrong.append("a prompt is empty")
-    if strange:
-        wrong.append(f"token {strange[0]} is none of the model's {rows}")
-    if isinstance(batch, int) and batch != len(prompts):
-        wrong.append(f"there are {len(prompts)} prompts where the model takes {batch}")
-    if isinstance(sequence, int):
-        wrong.append(f"the model takes {sequence} tokens at a time, neither more nor fewer")
-    if len(lengths) > 1:
-        missing = _missing_for_padding(decoder)
-        wrong += [f"prompts have {lengths} tokens and the model has no {m}" for m in missing]
-    if decoder.limit is not None and positions_needed(lengths[-1], new_tokens) > decoder.limit:
-        wrong.append(
-            f"{lengths[-1]} and {new_tokens} more tokens are beyond its {decoder.limit} positions"
-        )
-    if wrong:
-        raise PlanError(
-            f"the prompts cannot be continued: {'; '.join(wrong)}. Give other prompts, all of one "
-            "length if need be, or fewer --max-new-tokens."
-        )
-
-
-def _missing_for_padding(decoder: Decoder) -> list[str]:
-    """What a model needs and lacks so that padded rows come out as they would alone."""
-    if decoder.form != APPENDED:
-        pruned = (decoder.logits.shape or ())[1:2] != (decoder.tokens.shape or ())[1:2]
-        blind = decoder.form == BY_PLACE and not (decoder.mask or decoder.lengths)
-        return ["attention_mask"] * blind + ["logits of every position"] * pruned
-    alone = decoder.positions is not None and len(decoder.positions.shape or ()) == 2
-    return [
-        name
-        for name, there in (("attention_mask", decoder.mask), ("position_ids", alone))
-        if not there
-    ]

@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache, cached_property
 
 import numpy as np
 
@@ -47,12 +48,13 @@ class Held:
             return reduce_in_rank_order(parts, "sum")
         return self.gather.assemble(parts) if self.dims else parts[0]
 
-    @property
+    @cached_property
     def gather(self) -> AllGather:
         """The collective that makes the value whole on every rank."""
         return AllGather("tp", self.dims, self.layouts)
 
 
+@cache
 def read_held(text: str) -> Held:
     """Read `R`, `P(sum)` or `S(1) 0:4 4:8`. Raises ValueError where it is none of these."""
     if text == "R":

@@ -11,8 +11,9 @@ import numpy as np
 
 from graph.errors import PlanError
 from tpcore.caches import Caches
-from tpcore.decoder import Decoder, Feed, check_prompts, find_decoder, positions_needed
+from tpcore.decoder import Decoder, find_decoder
 from tpcore.distribute import read_held
+from tpcore.feed import Feed, check_prompts, positions_needed
 from tpcore.ranks import FIRST, Ranks
 from tpcore.sample import Part, Sampler, Sampling
 
@@ -37,12 +38,20 @@ class Generated:
     """The new tokens of every row, and what they took."""
 
     tokens: list[list[int]]
-    prefill_seconds: float = 0.0
-    """Until the first token was chosen."""
-    step_seconds: list[float] = field(default_factory=list)
-    """Per token after the first one."""
+    runs: list[tuple[float, float]] = field(default_factory=list)
+    """When the choice of each token began and ended, by `time.perf_counter`."""
     exchange_fraction: float = 0.0
     """Share of the time that went into exchanges, waiting for slower ranks included."""
+
+    @property
+    def prefill_seconds(self) -> float:
+        """Until the first token was chosen."""
+        return sum(ended - began for began, ended in self.runs[:1])
+
+    @property
+    def step_seconds(self) -> list[float]:
+        """Per token after the first one."""
+        return [ended - began for began, ended in self.runs[1:]]
 
     @property
     def seconds_per_token(self) -> float:
@@ -63,11 +72,7 @@ def generate(ranks: Ranks, wanted: Wanted, show: Show = lambda tokens: None) -> 
     while not all(ended) and len(run.feed.added) < wanted.new_tokens:
         began = time.perf_counter()
         chosen = run.step()
-        seconds = time.perf_counter() - began
-        if made.prefill_seconds:
-            made.step_seconds.append(seconds)
-        else:
-            made.prefill_seconds = seconds
+        made.runs.append((began, time.perf_counter()))
         ended = [end or int(token) in wanted.stops for end, token in zip(ended, chosen)]
         for row, token, end in zip(made.tokens, chosen, ended):
             row += [] if end else [int(token)]
@@ -96,6 +101,8 @@ class _Run:
         self._ranks, self._decoder = ranks, decoder
         room = positions_needed(self.feed.longest, wanted.new_tokens)
         self._caches = Caches(ranks, decoder, len(wanted.prompts), room)
+        if self._caches.in_place and ranks.fixed_shapes:
+            self.feed.room = self._caches.room
         self._sampler = Sampler(wanted.sampling, decoder.vocabulary, ranks.exchange)
         self._exchanged = ranks.exchange_seconds
         self._owned = {name: self._tokens_of(name) for name in ranks.models}

@@ -6,11 +6,13 @@ import argparse
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
-from backends import registry
+from backends import job, registry
 from backends.base import BackendOptions
 from backends.placement import detect_environment
+from backends.trace import Tracer
 from graph.errors import PlanError
 from graph.reader import read_model
 from tpcore.decoder import LOGITS_DIMS, program_names
@@ -20,7 +22,7 @@ from tpcore.partition import Options
 from tpcore.plan_command import open_asked, options_of
 from tpcore.planner.options import find_states
 from tpcore.ranks import AllRanks, Ranks, join_job
-from tpcore.run import needs_launch, start_ranks
+from tpcore.run import check_writable, needs_launch, refuse_trace, start_ranks, write_trace
 from tpcore.sample import Sampling
 from tpcore.target import Target
 from tpcore.text_tokens import Stream, TextTokens
@@ -36,25 +38,39 @@ def generate_command(args: argparse.Namespace) -> int:
     wanted = _wanted(args, text)
 
     def opened() -> Target:
+        if first and args.trace is not None:
+            check_writable(args.trace)
         return open_asked(args, _options(args))
 
+    tracer = Tracer() if args.trace is not None else None
     if backend.communicator is not None and placement.size > 1:
-        ranks: Ranks = join_job(opened, backend, program_names, args.timeout)
+        ranks: Ranks = join_job(opened, backend, program_names, args.timeout, tracer)
     elif first:
         target = opened()
         if needs_launch(backend, target):
             return start_ranks(args.argv, backend, target.world_size, args.timeout)
+        if tracer is not None:
+            refuse_trace(target, backend)
         ranks = AllRanks(target, backend, program_names(target))
     else:
         return 0
     shown = _Shown(args, text)
     made = generate(ranks, wanted, shown if first else lambda tokens: None)
+    if tracer is not None:
+        _trace(args.trace, tracer, made)
     if first:
         shown.rows(made)
     memory = memory_of(ranks)
     if first:
         shown.figures(made, sum(map(len, wanted.prompts)), memory)
     return 0
+
+
+def _trace(path: Path, tracer: Tracer, made: Generated) -> None:
+    """Write when every rank of this process's job was in which step of which run."""
+    for number, run in enumerate(made.runs):
+        tracer.note_run(f"decode {number}" if number else "prefill", *run)
+    write_trace(path, tracer, job.join())
 
 
 def _options(args: argparse.Namespace) -> Options | None:
@@ -140,6 +156,7 @@ class _Shown:
                 "prefill_seconds": made.prefill_seconds,
                 "prefill_tokens_per_second": rate,
                 "decode_seconds_per_token": made.seconds_per_token,
+                "decode_seconds": sum(made.step_seconds),
                 "exchange_fraction": made.exchange_fraction,
                 "pss_bytes_per_rank": list(memory),
             }
@@ -151,7 +168,8 @@ class _Shown:
 
 def _timing(made: Generated, rate: float, memory: Sequence[int]) -> str:
     sizes = ", ".join(human_bytes(size) for size in memory)
+    steps = f"{len(made.step_seconds)} in {human_seconds(sum(made.step_seconds))}"
     return (
-        f"prefill {rate:.0f} tokens/s, decode {human_seconds(made.seconds_per_token)} per token, "
-        f"{made.exchange_fraction:.0%} in exchanges, memory per rank {sizes}"
+        f"prefill {rate:.0f} tokens/s, decode {human_seconds(made.seconds_per_token)} per token "
+        f"({steps}), {made.exchange_fraction:.0%} in exchanges, memory per rank {sizes}"
     )

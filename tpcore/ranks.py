@@ -11,11 +11,12 @@ import numpy as np
 import onnx_ir as ir
 
 from backends import job
-from backends.base import Backend, Executor, Tensor
+from backends.base import Backend, Executor, HoldsCaches, Tensor
 from backends.handshake import RankInfo, collective_sequence, prepare_together
 from backends.lockstep import Lockstep
 from backends.placement import threads_per_rank
 from backends.run import RankProgram
+from backends.trace import Tracer
 from graph.errors import VerifyError
 from tpcore.distribute import cut_inputs, read_held
 from tpcore.program import Program
@@ -57,6 +58,15 @@ class Ranks(Protocol):
 
     def to_tensor(self, array: np.ndarray) -> Tensor:
         """Hand an array to the executor."""
+        ...
+
+    def to_cache(self, array: np.ndarray) -> Tensor:
+        """Hand a cache to the executor, which will write into it."""
+        ...
+
+    @property
+    def fixed_shapes(self) -> bool:
+        """Whether the executor likes steps of the same shapes."""
         ...
 
     def run(self, program: str, inputs: Sequence[Held]) -> list[dict[str, Tensor]]:
@@ -113,6 +123,12 @@ def _executor(backend: Backend, programs: Sequence[str]) -> Executor:
     return (shares or backend.executor)()
 
 
+def _to_cache(executor: Executor, array: np.ndarray) -> Tensor:
+    if isinstance(executor, HoldsCaches):
+        return executor.to_cache(array)
+    return executor.to_tensor(array)
+
+
 class AllRanks:
     """All ranks in lockstep in this process."""
 
@@ -139,6 +155,15 @@ class AllRanks:
     def to_tensor(self, array: np.ndarray) -> Tensor:
         """Hand an array to the executor."""
         return self._executor.to_tensor(array)
+
+    def to_cache(self, array: np.ndarray) -> Tensor:
+        """Hand a cache to the executor, which will write into it."""
+        return _to_cache(self._executor, array)
+
+    @property
+    def fixed_shapes(self) -> bool:
+        """Whether the executor likes steps of the same shapes."""
+        return isinstance(self._executor, HoldsCaches) and self._executor.fixed_shapes
 
     def run(self, program: str, inputs: Sequence[Held]) -> list[dict[str, Tensor]]:
         """Run a program on what every rank holds."""
@@ -195,6 +220,15 @@ class OneRank:
         """Hand an array to the executor."""
         return self._executor.to_tensor(array)
 
+    def to_cache(self, array: np.ndarray) -> Tensor:
+        """Hand a cache to the executor, which will write into it."""
+        return _to_cache(self._executor, array)
+
+    @property
+    def fixed_shapes(self) -> bool:
+        """Whether the executor likes steps of the same shapes."""
+        return isinstance(self._executor, HoldsCaches) and self._executor.fixed_shapes
+
     def run(self, program: str, inputs: Sequence[Held]) -> list[dict[str, Tensor]]:
         """Run a program on what this rank holds."""
         return [self._programs[program].run_held(inputs[0])]
@@ -220,11 +254,15 @@ def join_job(
     backend: Backend,
     wanted: Callable[[Target], Sequence[str]],
     timeout_seconds: float,
+    tracer: Tracer | None = None,
 ) -> OneRank:
-    """Join this process's job and prepare those of the target's programs that are `wanted`."""
+    """Join this process's job and prepare those of the target's programs that are `wanted`.
+
+    What they do is noted by the `tracer`, if there is one.
+    """
     joined = job.join(timeout_seconds, backend.communicator)
     target, models = load_together(joined, opened, wanted)
-    return OneRank(target, backend, joined, models)
+    return OneRank(target, backend, tracer.watch(joined) if tracer else joined, models)
 
 
 def load_together(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import sys
+import time
 import zipfile
 import zlib
 from collections.abc import Callable, Mapping, Sequence
@@ -102,14 +103,27 @@ def run_as_rank(
     target, models = load_together(ranks, opened, wanted)
     program = target.program_for(given)
     parts = cut_inputs(given, program.shardings, ranks.rank)
-    tracer = Tracer(ranks.monitor) if trace is not None else None
+    tracer = Tracer() if trace is not None else None
     model = models[program.name]
     outputs = _run_model(model, backend, ranks, parts, program.shardings, tracer)
     if trace is not None and tracer is not None:
-        found = tracer.gather(ranks.communicator)
-        if ranks.rank == 0:
-            trace.write_text(json.dumps(found))
+        write_trace(trace, tracer, ranks)
     return outputs
+
+
+def write_trace(path: Path, tracer: Tracer, ranks: job.Job) -> None:
+    """Let rank 0 write what all ranks have noted; every rank must call it."""
+    found = tracer.gather(ranks.communicator)
+    if ranks.rank == 0:
+        path.write_text(json.dumps(found))
+
+
+def refuse_trace(target: Target, backend: Backend) -> None:
+    """Raise PlanError: all ranks of `target` are in this process."""
+    raise PlanError(
+        f"a run of '{target.name}' on backend '{backend.name}' is one process, in which no "
+        "rank waits. Trace several ranks on a backend that starts them, such as cpu."
+    )
 
 
 def _run_model(
@@ -120,22 +134,30 @@ def _run_model(
     shardings: Mapping[str, str],
     tracer: Tracer | None,
 ) -> dict[str, np.ndarray]:
+    watched = tracer.watch(ranks) if tracer is not None else ranks
     program = RankProgram(
         model,
         backend.executor(),
-        ranks.communicator,
+        watched.communicator,
         threads=threads_per_rank(),
-        monitor=tracer or ranks.monitor,
+        monitor=watched.monitor,
     )
-    if tracer is not None:
-        program.run(parts)  # the first run allocates what later ones reuse
-        tracer.forget()
-    results = program.run(parts)
+    results = _traced(program, parts, tracer) if tracer is not None else program.run(parts)
     outputs = {
         name: _gathered(ranks, shardings.get(name, "R"), array) for name, array in results.items()
     }
     ranks.communicator.exchange(b"")  # outputs count only if no rank fails behind the last exchange
     return outputs
+
+
+def _traced(program: RankProgram, parts: Arrays, tracer: Tracer) -> dict[str, np.ndarray]:
+    """Run twice, since the first run allocates what later ones reuse; the second one is noted."""
+    program.run(parts)
+    tracer.forget()
+    began = time.perf_counter()
+    results = program.run(parts)
+    tracer.note_run("run", began, time.perf_counter())
+    return results
 
 
 def _gathered(ranks: job.Job, text: str, array: np.ndarray) -> np.ndarray:

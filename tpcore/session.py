@@ -12,37 +12,30 @@ import os
 import threading
 import weakref
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
-import onnx_ir as ir
 
 from backends import registry
 from backends.base import Backend, BackendOptions
 from backends.placement import detect_environment
 from graph.errors import ExecutionError, PlanError
-from tpcore.inputs import InputSpec, violations
+from tpcore.inputs import violations
+from tpcore.onnxruntime_names import (
+    REFUSED,
+    ModelMetadata,
+    NodeArg,
+    SessionOptions,
+    Unsupported,
+    check_options,
+)
 from tpcore.partition import Options
-from tpcore.ranks import AllRanks, gathered, run_arrays
+from tpcore.ranks import FIRST, AllRanks, gathered, run_arrays
 from tpcore.session_ranks import Outside
 from tpcore.target import Target, open_target
 
 Arrays = Mapping[str, np.ndarray]
-ANY_PROVIDER = "CPUExecutionProvider"
-"""What a script asks for that leaves the choice to us: the last of every list of providers."""
-
-
-@dataclass(frozen=True)
-class NodeArg:
-    """An input or output, as onnxruntime describes it."""
-
-    name: str
-    shape: list[int | str]
-    """Sizes; symbolic ones by name."""
-    type: str
-    """`tensor(float)`."""
 
 
 class InferenceSession:
@@ -67,13 +60,19 @@ class InferenceSession:
         backend_options: BackendOptions | None = None,
         timeout_seconds: float = 300.0,
     ) -> None:
-        _refuse_options(sess_options, providers, provider_options)
+        check_options(sess_options, None, providers, provider_options)
+        if isinstance(path, bytes):
+            raise PlanError(
+                "a session is made from the path of a bundle or model, not from its contents: "
+                "every rank reads its own part of the files. Write the model to a file."
+            )
         if options is None and tp is not None:
             options = Options(tp)
         asked = backend_options or BackendOptions()
         found = registry.get(backend, asked)
         self._lock = threading.Lock()
         self._backend = backend
+        self._sess_options = sess_options or SessionOptions()
         self._target = open_target(Path(path), options)
         self._runner: Runner = (
             Outside(self._target, found, asked, options, timeout_seconds)
@@ -94,8 +93,10 @@ class InferenceSession:
             PlanError: an input or output is missing, unknown, or of another type or shape.
             ExecutionError: a rank failed; the session is closed then.
         """
+        if run_options is not None:
+            check_options(None, run_options, None, None)
         known = [spec.name for spec in self._target.outputs]
-        names = list(known if output_names is None else output_names)
+        names = list(output_names or known)
         inputs = {name: np.asarray(array) for name, array in input_feed.items()}
         wrong = violations(self._target.inputs, inputs)
         wrong += [f"'{name}' is no output" for name in names if name not in known]
@@ -119,15 +120,41 @@ class InferenceSession:
 
     def get_inputs(self) -> list[NodeArg]:
         """What every input must look like."""
-        return [_node_arg(spec) for spec in self._target.inputs]
+        return [NodeArg.of(spec) for spec in self._target.inputs]
 
     def get_outputs(self) -> list[NodeArg]:
         """What every output looks like."""
-        return [_node_arg(spec) for spec in self._target.outputs]
+        return [NodeArg.of(spec) for spec in self._target.outputs]
+
+    def get_overridable_initializers(self) -> list[NodeArg]:
+        """None: what has a value in the model is a weight."""
+        return []
+
+    def get_modelmeta(self) -> ModelMetadata:
+        """What the model says of itself."""
+        return ModelMetadata.of(self._target.load_rank(FIRST, self._target.programs[0].name))
+
+    def get_session_options(self) -> object:
+        """What the session was given."""
+        return self._sess_options
 
     def get_providers(self) -> list[str]:
         """The name of the backend."""
         return [self._backend]
+
+    def get_provider_options(self) -> dict[str, dict[str, str]]:
+        """None, of the backend."""
+        return {self._backend: {}}
+
+    def disable_fallback(self) -> None:
+        """Nothing to do: a session never changes its backend."""
+
+    enable_fallback = disable_fallback
+
+    def __getattr__(self, name: str) -> Any:
+        if name in REFUSED:
+            raise Unsupported(f"a session of tpcore has no {name}. {REFUSED[name]}.")
+        raise AttributeError(f"'{type(self).__name__}' object has no attribute '{name}'")
 
     @property
     def rank_seconds(self) -> float:
@@ -198,22 +225,3 @@ def _needs_ranks(backend: Backend, target: Target) -> bool:
             "starts its own ranks. Start the script without the launcher, or use tpcore run."
         )
     return True
-
-
-def _refuse_options(sess_options: object, providers: Sequence[Any] | None, more: object) -> None:
-    """Refuse what would have no effect, rather than ignore it."""
-    names = [p if isinstance(p, str) else p[0] for p in providers or [ANY_PROVIDER]]
-    if sess_options is not None or more is not None or ANY_PROVIDER not in names:
-        raise PlanError(
-            f"a session of tpcore runs on the backend that backend= names: sess_options and "
-            f"provider_options have no effect, and providers must leave room for "
-            f"{ANY_PROVIDER}. Leave them out."
-        )
-
-
-def _node_arg(spec: InputSpec) -> NodeArg:
-    name = _ONNX_NAMES.get(spec.dtype, spec.dtype.lower())
-    return NodeArg(spec.name, list(spec.shape or ()), f"tensor({name})")
-
-
-_ONNX_NAMES = {ir.DataType.FLOAT.name: "float", ir.DataType.DOUBLE.name: "double"}

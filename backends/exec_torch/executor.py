@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -55,6 +56,9 @@ class TorchExecutor:
         self.loader = loader or Loader(self.device)
         self.types = Types(_DTYPES[dtype])
         self._compile = compile
+        if compile:
+            warnings.filterwarnings("ignore", module=r"torch\._inductor")  # advice to its authors
+        self.fixed_shapes = compile and self.device.type == "cuda"
 
     def prepare(self, segment: ir.Model, threads: int) -> TorchStep:
         """Lower a plain ONNX model. Raises ExecutionError, which names all ops without a row."""

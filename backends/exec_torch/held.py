@@ -31,7 +31,7 @@ class Held:
     """A Python number, a tuple, or the node that makes one."""
     dims: Dims | None = None
     """Of the plain form, where there is one."""
-    contents: Tensor | None = None
+    contents: Tensor = None
     """Known before the run, in host memory; None of a large weight, which stays where it lies."""
     source: ir.TensorProtocol | None = None
     """The weight that it is; None of what is computed."""
@@ -73,7 +73,7 @@ class Held:
     @property
     def nbytes(self) -> int:
         """Of a constant."""
-        return int(self.contents.nbytes if self.source is None else self.source.nbytes)
+        return int(self.source.nbytes if self.source is not None else self.contents.nbytes)
 
     def read(self) -> Tensor:
         """A constant's contents."""

@@ -14,7 +14,8 @@ from backends.comm_local import SingleCommunicator
 from backends.conformance import RANKS, check_backend, check_between, check_case
 from backends.conformance_cases import BIG_RANKS, collective_cases
 from backends.conformance_executor import executor_cases
-from backends.exec_ort import OrtExecutor, OrtTensor
+from backends.exec_ort import OrtExecutor
+from backends.ort_binding import OrtTensor
 from graph.dialect import Collective
 from graph.errors import ExecutionError
 

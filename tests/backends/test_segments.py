@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-import time
+import sys
+from collections.abc import Callable
 
 import numpy as np
 import onnx_ir as ir
@@ -157,19 +158,33 @@ def test_values_captured_by_a_subgraph_are_inputs_of_its_segment() -> None:
     assert run_lockstep([model] * 2, [given] * 2, OrtExecutor())[1]["y"].tolist() == [5, 7]
 
 
-def test_two_thousand_nodes_take_well_under_a_second() -> None:
+def long_chain(collectives: int) -> ir.Model:
+    """That many times nineteen nodes and a collective."""
     maker = Maker()
     value = maker.input("x", (2,))
     w = maker.weight("w", np.ones(2, np.float32))
-    for index in range(100):
+    for index in range(collectives):
         for _ in range(19):
             value = maker.op("Add", value, w)
         value = maker.collective(AllReduce("tp"), value, f"reduce_{index}")
-    model = maker.model([value])
-    began = time.perf_counter()
-    program = cut(model)
-    assert time.perf_counter() - began < 1.0
-    assert len(program.steps) == 200
+    return maker.model([value])
+
+
+def calls_of(function: Callable[[], object]) -> int:
+    """How many calls of Python functions it makes."""
+    events: list[str] = []
+    sys.setprofile(lambda frame, event, _: events.append(event))
+    try:
+        function()
+    finally:
+        sys.setprofile(None)
+    return events.count("call")
+
+
+def test_cutting_takes_work_in_proportion_to_the_nodes() -> None:
+    short, long = long_chain(25), long_chain(100)
+    assert len(cut(long).steps) == 200
+    assert calls_of(lambda: cut(long)) < 5 * calls_of(lambda: cut(short))
 
 
 def test_what_weights_alone_make_stands_beside_its_reader() -> None:

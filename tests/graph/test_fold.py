@@ -77,7 +77,7 @@ def test_nothing_is_computed_before_it_is_read(monkeypatch: pytest.MonkeyPatch) 
         runs += 1
         return interpret(*args, **options)  # type: ignore[arg-type]
 
-    monkeypatch.setattr("graph.fold.interpret", counted)
+    monkeypatch.setattr("graph.interpret.interpret", counted)
     source = ir.LazyTensor(
         lambda: pytest.fail("the weight was read"), ir.DataType.FLOAT, ir.Shape([6, 4]), name="w"
     )

@@ -12,9 +12,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+import onnx_ir as ir
 import pytest
 from onnx_ir import from_onnx_text
 
+from graph.errors import PlanError
 from tests.cached_decoders import DECODERS, decoder_path
 from tests.models import GENAI, model_path
 from tests.tpcore.command import (
@@ -135,12 +137,14 @@ def test_every_way_to_start_ranks_gives_the_same_tokens(here: Here, tmp_path: Pa
             "cpu": here("generate", bundle, *prompts, *draw),
             "mpirun": tpcore("generate", bundle, *prompts, *draw, ranks=2),
             "memory": here("generate", path, "--tp", 2, *prompts, *draw),
+            "torch": here("generate", bundle, "--backend", "torch", *prompts, *draw),
+            "torch alone": here("generate", path, "--tp", 1, "--backend", "torch", *prompts, *draw),
         }
     figures = {way: json.loads(done.out) for way, done in found.items()}
     assert all((done.status, done.err) == (0, "") for done in found.values())
     tokens = [figure["tokens"] for figure in figures.values()]
     assert all(other == tokens[0] for other in tokens) and len(tokens[0][0]) == NEW
-    for way, ranks in (("simulate", 1), ("cpu", 2), ("memory", 2)):
+    for way, ranks in (("simulate", 1), ("cpu", 2), ("memory", 2), ("torch", 2)):
         sizes = figures[way]["pss_bytes_per_rank"]
         assert len(sizes) == ranks and min(sizes) > 1 << 20
         assert 0 < figures[way]["exchange_fraction"] < 1
@@ -161,6 +165,66 @@ def test_a_fused_cache_is_written_in_place_and_stays_split() -> None:
     buffers = [dict(held) for held in caches.held]
     caches.keep([{}, {}])
     assert caches.held == buffers
+
+
+WINDOW = 6
+
+
+@pytest.fixture(scope="module")
+def windowed(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """genai's Llama that sees the last positions only: with caches of all of them or of a window,
+    and as it was, but with caches of a constant length."""
+    folder = tmp_path_factory.mktemp("windowed")
+
+    def written(name: str, length: int | str, **attributes: int) -> Path:
+        model = ir.load(model_path(GENAI))
+        for node in model.graph:
+            if node.op_type == "GroupQueryAttention":
+                node.attributes.update({k: ir.AttrInt64(k, v) for k, v in attributes.items()})
+        for value in (*model.graph.inputs, *model.graph.outputs):
+            if value.name and value.name.startswith(("past", "present")) and length:
+                shape = value.shape or ir.Shape([])
+                value.shape = ir.Shape([*shape[:2], length, *shape[3:]])
+        path = folder / f"{name}.onnx"
+        ir.save(model, path, external_data=f"{path.name}.data")
+        return path
+
+    slides = {"local_window_size": WINDOW, "sliding_window_cache": 1}
+    return {
+        "all": written("all", "", local_window_size=WINDOW),
+        "open": written("open", "capacity", **slides),
+        "constant": written("constant", WINDOW, **slides),
+        "longer": written("longer", WINDOW + 3, **slides),
+        "fixed": written("fixed", 64),
+    }
+
+
+@TP
+def test_a_cache_may_be_a_window(tp: int, windowed: dict[str, Path]) -> None:
+    """The same tokens whether a cache holds all that is seen or all that there was."""
+    want = [greedy(windowed["all"], tuple(prompt)) for prompt in PROMPTS]
+    assert want != [greedy(model_path(GENAI), tuple(prompt)) for prompt in PROMPTS]
+    assert continued(ranks_of(windowed["all"], tp), *PROMPTS) == want
+    for name in ("open", "constant", "longer"):
+        ranks = ranks_of(windowed[name], tp)
+        assert [continued(ranks, prompt)[0] for prompt in PROMPTS] == want
+        assert continued(ranks, PROMPTS[1], PROMPTS[1]) == [want[1]] * 2
+        decoder = find_decoder(ranks.target, ranks.models["main"])
+        assert set(decoder.rooms.values()) == {WINDOW + 3 * (name == "longer")}
+        with pytest.raises(
+            PlanError, match=r"prompts have \[3, 6\] tokens and the model has no cac"
+        ):
+            continued(ranks, *PROMPTS)
+
+
+@TP
+def test_a_cache_may_have_a_constant_length(tp: int, windowed: dict[str, Path]) -> None:
+    ranks = ranks_of(windowed["fixed"], tp)
+    new = 64 - len(PROMPTS[0]) + 1
+    want = [greedy(model_path(GENAI), tuple(prompt))[:new] for prompt in PROMPTS]
+    assert continued(ranks, *PROMPTS, new_tokens=new) == want
+    with pytest.raises(PlanError, match="6 and 60 more tokens are beyond its 64 positions"):
+        continued(ranks, *PROMPTS, new_tokens=new + 1)
 
 
 @pytest.mark.parametrize("name", DECODERS)
@@ -303,6 +367,35 @@ def test_what_is_no_decoder_is_refused(here: Here) -> None:
     )  # fmt: skip
     assert done.status == 2 and "it has no idea what to feed 'pixel_values'" in done.error
     assert "it has no input of token ids" in done.error
+    check_sentence(done.error)
+
+
+OTHERS = {
+    "joins a graph without and one with a cache by an If on its input 'use_cache_branch', and": """
+        (int64[b, s] input_ids, bool[1] use_cache_branch) => (float[b, s, 4] logits)
+        <float[4, 4] w = {0,0,0,0, 0,0,0,0, 0,0,0,0, 0,0,0,0}> {
+            logits = If (use_cache_branch) <
+                then_branch = one () => (float[b, s, 4] x) { x = Gather (w, input_ids) },
+                else_branch = two () => (float[b, s, 4] y) { y = Gather (w, input_ids) }
+            >
+        }""",
+    "half of an encoder-decoder model and reads 'encoder_hidden_states' of the other half, whe": """
+        (int64[b, s] input_ids, float[b, t, 4] encoder_hidden_states) => (float[b, s, 4] logits)
+        <float[4, 4] w = {0,0,0,0, 0,0,0,0, 0,0,0,0, 0,0,0,0}, int64[1] axis = {1}> {
+            x = Gather (w, input_ids)
+            mean = ReduceMean <keepdims=1> (encoder_hidden_states, axis)
+            logits = Add (x, mean)
+        }""",
+}
+
+
+@pytest.mark.parametrize("text", OTHERS)
+def test_decoders_of_other_kinds_are_refused_by_name(text: str, here: Here, tmp_path: Path) -> None:
+    model = from_onnx_text(f"""<ir_version: 10, opset_import: ["": 18]> graph {OTHERS[text]}""")
+    ir.save(model, tmp_path / "m.onnx")
+    one = ["--tp", 2, "--backend", "simulate", "--prompt-ids", "1"]
+    done = here("generate", tmp_path / "m.onnx", *one)
+    assert done.status == 2 and text in done.error
     check_sentence(done.error)
 
 

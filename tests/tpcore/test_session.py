@@ -11,6 +11,7 @@ import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnxruntime
@@ -25,6 +26,7 @@ from tests.tpcore.command import ROOT, check_sentence, environment, flip_byte, p
 from tests.tpcore.small_models import INPUTS, mlp
 from tests.tpcore.test_faults import LONG, processes_with
 from tests.tpcore.test_run import check_equal
+from tpcore.onnxruntime_names import REFUSED
 from tpcore.partition import Options
 from tpcore.session import InferenceSession
 from tpcore.shard import shard
@@ -112,23 +114,84 @@ SCRIPT = """
 import numpy as np
 import onnxruntime
 
-session = onnxruntime.InferenceSession("MODEL", providers=["CPUExecutionProvider"])
+options = onnxruntime.SessionOptions()
+options.log_severity_level = 3
+options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_ALL
+session = onnxruntime.InferenceSession(
+    "MODEL", sess_options=options, providers=onnxruntime.get_available_providers()
+)
+session.disable_fallback()
 for argument in session.get_inputs() + session.get_outputs():
     print(argument.name, argument.shape, argument.type)
+about = session.get_modelmeta()
+print(about.producer_name, about.graph_name, about.version, about.custom_metadata_map)
+print(session.get_session_options().log_severity_level, session.get_overridable_initializers())
 x = np.arange(np.prod([2, 8]), dtype=np.float32).reshape(2, -1) / 16
-(y,) = session.run(None, {session.get_inputs()[0].name: x})
-print(y.dtype, y.shape, y.round(3).tolist())
+feed = {session.get_inputs()[0].name: x}
+names = [output.name for output in session.get_outputs()]
+for wanted in (None, [], names, names[::-1]):
+    for y in session.run(wanted, feed):
+        print(y.dtype, y.shape, y.round(3).tolist())
+print(session.run(names, feed, onnxruntime.RunOptions())[0].shape)
+for wrong in ({}, {"z": x}, {"x": x.astype(np.float64)}, {"x": x[:, :-1]}, {"x": x[0]}):
+    try:
+        session.run(None, wrong)
+    except Exception as error:
+        print("refused", len(wrong))
 """
 
 
-def test_a_script_for_onnxruntime_runs_with_another_import_and_path(bundles: Path) -> None:
+def test_a_script_for_onnxruntime_runs_with_another_import_and_path(
+    bundles: Path, tmp_path: Path
+) -> None:
+    model = mlp()
+    model.metadata_props["made by"] = "a test"
+    path = save(model, tmp_path / "mlp.onnx")
+    bundle = shard(path, tmp_path / "mlp", Options(2)).path
     said = []
-    for module, path in (("onnxruntime", "mlp.onnx"), ("tpcore as onnxruntime", "mlp")):
+    for module, target in (("onnxruntime", path), ("tpcore as onnxruntime", bundle)):
         text = SCRIPT.replace("import onnxruntime", f"import {module}")
-        done = script(text.replace("MODEL", str(bundles / path)))
+        done = script(text.replace("MODEL", str(target)))
         assert (done.returncode, done.stderr) == (0, "")
         said.append(done.stdout)
     assert said[0] == said[1] and "tensor(float)" in said[0]
+    assert said[0].count("refused") == 5 and "{'made by': 'a test'}" in said[0]
+
+
+@pytest.mark.parametrize("module", [tpcore, onnxruntime])
+def test_settings_of_onnxruntime_are_taken_and_those_without_effect_named(
+    module: Any, bundles: Path
+) -> None:
+    options = module.SessionOptions()
+    options.intra_op_num_threads = 3
+    more: dict[str, Any] = {
+        "providers": ["CUDAExecutionProvider", "CPUExecutionProvider"],
+        "backend": "simulate",
+    }
+    with pytest.warns(UserWarning, match=r"backend does: sess_options.intra_op_num_threads=3 has"):
+        session = InferenceSession(bundles / "mlp", options, **more)
+    assert session.get_session_options() is options
+    again = module.RunOptions()
+    again.terminate = True
+    with pytest.warns(UserWarning, match=r"backend does: run_options.terminate=True has no effe"):
+        session.run(None, INPUTS["mlp"], again)
+    with pytest.warns(
+        UserWarning, match=r"provider_options=\[{'device_id': 1}, {}\] has no effect"
+    ):
+        InferenceSession(bundles / "mlp", None, provider_options=[{"device_id": 1}, {}], **more)
+
+
+def test_methods_that_are_missing_say_what_to_do_instead(bundles: Path) -> None:
+    session = InferenceSession(bundles / "mlp", backend="simulate")
+    for name in REFUSED:
+        assert hasattr(onnxruntime.InferenceSession, name) and not hasattr(session, name)
+        with pytest.raises(PlanError, match=f"a session of tpcore has no {name}. ") as caught:
+            getattr(session, name)
+        check_sentence(str(caught.value))
+    with pytest.raises(AttributeError, match="'InferenceSession' object has no attribute 'fly'"):
+        session.fly()
+    known = {name for name in dir(onnxruntime.InferenceSession) if name[0] != "_"}
+    assert not {name for name in dir(session) if name[:4] == "get_"} - known
 
 
 def script(text: str) -> subprocess.CompletedProcess[str]:
@@ -163,9 +226,16 @@ def test_wrong_calls_are_refused_and_the_session_goes_on(bundles: Path, backend:
 
 
 def test_what_has_no_effect_is_refused(bundles: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    for more in ({"providers": ["CUDAExecutionProvider"]}, {"sess_options": object()}):
-        with pytest.raises(PlanError, match="backend="):
+    refused: dict[str, dict[str, Any]] = {
+        "leaves nothing to tpcore": {"providers": ["CUDAExecutionProvider"]},
+        "sess_options is a object, which is none": {"sess_options": object()},
+    }
+    for text, more in refused.items():
+        with pytest.raises(PlanError, match=text) as caught:
             InferenceSession(bundles / "mlp", **more)
+        check_sentence(str(caught.value))
+    with pytest.raises(PlanError, match="not from its contents: every rank reads"):
+        InferenceSession((bundles / "mlp.onnx").read_bytes())  # type: ignore[arg-type]
     monkeypatch.setenv("PMI_RANK", "0")
     monkeypatch.setenv("PMI_SIZE", "2")
     with pytest.raises(PlanError, match="starts its own ranks. Start the script without"):
@@ -223,6 +293,19 @@ ENDS = {
     "exception": "session.run(None, inputs); raise ValueError('mine')",
     "hard exit": "os._exit(6)",
     "killed": "os.kill(os.getpid(), signal.SIGKILL)",
+    "terminated": "os.kill(os.getpid(), signal.SIGTERM)",
+    "killed in a call": """
+threading.Timer(0.5, os.kill, (os.getpid(), signal.SIGKILL)).start()
+for _ in range(1000): session.run(None, inputs)
+""",
+    "killed in a thread": """
+del session
+def work():
+    session = tpcore.InferenceSession("BUNDLE")
+    session.run(None, inputs)
+    os.kill(os.getpid(), signal.SIGKILL)
+threading.Thread(target=work).start()
+""",
     "garbage": """
 session.run(None, inputs)
 del session
@@ -233,29 +316,22 @@ threading.Timer(0.5, os.kill, (os.getpid(), signal.SIGINT)).start()
 for _ in range(1000): session.run(None, inputs)
 """,
 }
-STATUS = {"exit": 0, "exception": 1, "hard exit": 6, "killed": -9, "garbage": 0}
+STATUS = {"exit": 0, "exception": 1, "hard exit": 6, "garbage": 0, "interrupt": -signal.SIGINT}
+STATUS |= {"terminated": -signal.SIGTERM}
+IN_A_CALL = ("interrupt", "killed in a call")
 
 
 @pytest.mark.parametrize("how", ENDS)
 def test_nothing_is_left_however_a_script_ends(bundles: Path, how: str, scratch: Path) -> None:
-    bundle = bundles / ("long" if how == "interrupt" else "mlp")
+    bundle = bundles / ("long" if how in IN_A_CALL else "mlp")
     done = script((HEAD + ENDS[how]).replace("BUNDLE", str(bundle)))
-    assert done.returncode == STATUS.get(how, -signal.SIGINT), done.stderr
+    assert done.returncode == STATUS.get(how, -signal.SIGKILL), done.stderr
     said = {"exception": "ValueError: mine", "interrupt": "KeyboardInterrupt"}
     assert said.get(how, "") in done.stderr
     assert how in said or done.stderr == ""
     assert how != "garbage" or done.stdout == "[]\n"
-    if how in ("hard exit", "killed"):  # nobody was there to remove the records
-        check_processes_end(scratch)
-        for path in scratch.glob("tpcore-*/*"):
-            path.unlink()
-
-
-def check_processes_end(folder: Path) -> None:
-    deadline = time.monotonic() + 10
-    while [pid for pid, _ in processes_with(str(folder)) if int(pid) != os.getpid()]:
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
+    check_nothing_is_left(scratch)
+    assert not list(scratch.glob("tpcore-*"))
 
 
 def test_ranks_use_no_core_between_calls(bundles: Path) -> None:
