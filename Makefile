@@ -52,8 +52,9 @@ models: $(DEV)  ## export the test models into the cache (the tests do it by the
 demo-model: $(DEV)  ## export tpcore/assets/demo-llama again
 	@$(BIN)/python -m tests.export_models demo tpcore/assets/demo-llama
 
-bench: $(DEV)  ## run the benchmarks
-	@$(BIN)/python -m bench.run
+bench: $(DEV)  ## time ours and the peers that are installed, keep the figures (an hour)
+	@$(BIN)/python -m bench.run --save
+	@$(BIN)/python -m bench.quality --save
 
 table: $(DEV)  ## print models × tp: equal, largest difference, split fraction, collectives
 	@$(BIN)/python -m bench.table
