@@ -97,7 +97,7 @@ def _explain(args: argparse.Namespace, ranks: int) -> int:
     found = prepare(args.model, options)
     request = found.request
     problem = problem_of(found.model, found.shapes, found.works, request)
-    price = price_of(found.model, found.works, request)
+    price = price_of(found.model, found.shapes, found.works, request)
     chosen = fit(problem, price, request.memory).choices[0]
     alternatives = explain(problem, price, chosen, args.explain)
     if args.json:

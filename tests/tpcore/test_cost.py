@@ -164,9 +164,20 @@ def test_a_reshard_costs_what_the_topology_says() -> None:
 
 def test_the_price_of_memory_follows_the_latency_of_the_link() -> None:
     """A plan must not depend on whether all of a machine is twice as slow."""
-    model, _ = canonicalize(
+    model, shapes = canonicalize(
         small_model("(float[1, 8] x) => (float[1, 8] y) { y = MatMul(x, w) }", w=weight(8, 8))
     )
     slower = Topology("slower", DEVICE, (replace(FAST, hop_seconds=5e-6),))
-    ratio = default_price(model.graph, slower) / default_price(model.graph, NODE)
-    assert ratio == pytest.approx(6 / 3)
+    prices = [default_price(model.graph, CostModel(t, shapes, 2, {})) for t in (slower, NODE)]
+    assert prices[0] / prices[1] == pytest.approx(6 / 3, rel=0.01)
+
+
+def test_the_price_of_memory_follows_what_an_exchange_carries() -> None:
+    """Else a plan for many tokens would hold every weight whole to send a little less."""
+    model, shapes = canonicalize(
+        small_model("(float[n, 8] x) => (float[n, 16] y) { y = MatMul(x, w) }", w=weight(8, 16))
+    )
+    for tokens in (1, 1 << 20):
+        price = default_price(model.graph, CostModel(NODE, shapes, 2, {"n": tokens}))
+        carried = NODE.collective_seconds(ReshardKind.ALL_REDUCE, tokens * 8 * 4, 2)
+        assert price * 8 * 16 * 4 == pytest.approx(5 * carried)

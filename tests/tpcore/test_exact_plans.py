@@ -12,9 +12,8 @@ from graph.canonicalize import canonicalize
 from tests.graph.small import small_model
 from tests.tpcore.exact_solvers import by_integer_program, by_trying_all, count_tries
 from tests.tpcore.test_random_graphs import random_graph
-from tpcore.planner.cost import SHARED_MEMORY_CPU, default_price
 from tpcore.planner.elimination import CostGraph, eliminate
-from tpcore.planner.plans import Request, problem_of
+from tpcore.planner.plans import Request, price_of, problem_of
 from tpcore.planner.problem import Variable
 from tpcore.workload import Work
 
@@ -31,7 +30,7 @@ def cost_graph(seed: int, ops: tuple[int, int], ranks: int) -> CostGraph[Variabl
     made = random_graph(seed, *ops)
     model, shapes = canonicalize(small_model(made.text, **made.weights))
     problem = problem_of(model, shapes, [Work()], Request(ranks))
-    price = default_price(model.graph, SHARED_MEMORY_CPU)
+    price = price_of(model, shapes, [Work()], Request(ranks))
     unary = {v: problem.graph.unary[v] + price * held for v, held in problem.held.items()}
     return dataclasses.replace(problem.graph, unary={**problem.graph.unary, **unary})
 

@@ -41,7 +41,8 @@ STATE_POSITIONS = 1024
 SAME_DATA = ("Reshape", "Flatten", "Cast", "Identity")
 """Ops whose result stands for their operand where weights are counted."""
 MATRIX_PRICE_COLLECTIVES = 5
-"""Holding the average weight matrix on every rank is priced as this many collectives.
+"""Holding the average weight matrix on every rank is priced as this many AllReduces of what goes in
+or comes out, whichever is less.
 
 Tensor parallelism is asked for to hold less per rank: a plan that replicates a matrix to save one
 exchange is not what the user wants, one that adds exchanges to split a bias is not either.
@@ -165,25 +166,38 @@ def _splits(values: list[tuple[ir.Value, Sharding]], bound: NodeFactors, draws: 
     return not split.isdisjoint(bound.atoms([draws.factor]))
 
 
-def default_price(graph: ir.Graph, topology: Topology) -> float:
-    """Seconds per byte, such that the average weight matrix is worth a few collectives.
+def default_price(graph: ir.Graph, model: CostModel) -> float:
+    """Seconds per byte held, such that the average weight matrix is worth a few collectives.
 
     Weights that the same activations are multiplied by count as one matrix, packed or separate, and
     so does a quantised one with its scales and zero points.
     """
     users: dict[int, set[ir.Value]] = {}
     sizes: dict[int, int] = {}
+    passed: dict[int, int] = {}
     derived = computed_from_weights(graph)
     for value in graph.initializers.values():
         tensor = value.const_value
         if tensor is not None and len(tensor.shape) >= 2:
-            read = (v for user in _readers(value, derived) for v in user.inputs if v is not None)
-            activations = {_source(v) for v in read if v.const_value is None and v not in derived}
+            readers = list(_readers(value, derived))
+            operands = (v for user in readers for v in user.inputs if v is not None)
+            activations = {
+                _source(v) for v in operands if v.const_value is None and v not in derived
+            }
             users.setdefault(id(tensor), set()).update(activations)
             sizes[id(tensor)] = bytes_of(tensor.dtype, tensor.size)
-    count, total = len(set(map(frozenset, users.values()))), sum(sizes.values())
-    alpha = topology.collective_seconds(ReshardKind.ALL_REDUCE, 0, 2)
-    return MATRIX_PRICE_COLLECTIVES * alpha * count / total if total else 0.0
+            ways = [activations, *({*user.outputs[:1]} for user in readers)]
+            passed[id(tensor)] = min(sum(map(model.value_bytes, way)) for way in ways)
+    matrices: dict[frozenset[ir.Value], int] = {}
+    for key, activations in users.items():
+        together = frozenset(activations)
+        matrices[together] = max(passed[key], matrices.get(together, 0))
+    total = sum(sizes.values())
+    seconds = sum(
+        model.topology.collective_seconds(ReshardKind.ALL_REDUCE, size, 2)
+        for size in matrices.values()
+    )
+    return MATRIX_PRICE_COLLECTIVES * seconds / total if total else 0.0
 
 
 def _readers(weight: ir.Value, derived: set[ir.Value]) -> Iterator[ir.Node]:

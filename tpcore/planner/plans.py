@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -81,7 +82,7 @@ def make_plans(
     for work in works:
         _check_sizes(shapes, work.sizes)
     copies = [_copy(model, shapes) for _ in works[1:]]
-    price = price_of(model, works, request)
+    price = price_of(model, shapes, works, request)
     baseline = {MEGATRON: _by_all_reduce, COLWISE: _all_one_way, ROWWISE: _all_one_way}
     if request.preset in baseline:
         pins = baseline[request.preset](model, shapes, works, request)
@@ -98,9 +99,16 @@ def make_plans(
     return plans
 
 
-def price_of(model: ir.Model, works: Sequence[Work], request: Request) -> float:
+def _costs(shapes: Shapes, request: Request, sizes: Mapping[str, int]) -> CostModel:
+    return CostModel(request.topology, shapes, request.ranks, {**shapes.equal, **sizes})
+
+
+def price_of(model: ir.Model, shapes: Shapes, works: Sequence[Work], request: Request) -> float:
     """Seconds that holding a byte costs, for all runs together."""
-    return default_price(model.graph, request.topology) * sum(work.runs for work in works)
+    return sum(
+        work.runs * default_price(model.graph, _costs(shapes, request, work.sizes))
+        for work in works
+    )
 
 
 def _by_all_reduce(
@@ -120,7 +128,7 @@ def _by_all_reduce(
     )
     topology = replace(request.topology, links=links)
     problem = problem_of(model, shapes, works, replace(request, preset=AUTO, topology=topology))
-    price = price_of(model, works, request)
+    price = price_of(model, shapes, works, request)
     return _texts(problem, problem.solve(price)[0])
 
 
@@ -136,7 +144,7 @@ def _all_one_way(
         if text is not None:
             held = [placement_text(space.sharding(value, hub)).split(" ")[0] for hub in hubs]
             problem.graph.unary[problem.key(0, value)] += AVOIDED_SECONDS * (np.array(held) != text)
-    return _texts(problem, problem.solve(price_of(model, works, request))[0])
+    return _texts(problem, problem.solve(price_of(model, shapes, works, request))[0])
 
 
 def _texts(problem: Problem, choices: Choices) -> dict[str, str]:
@@ -178,10 +186,7 @@ def problem_of(model: ir.Model, shapes: Shapes, works: Sequence[Work], request: 
     pins = {**_preset_pins(space, options, request), **resolve(space, options, request.pins)}
     pin(space, options, pins)
     ask(space, options, request.asked)
-
-    def cost(sizes: Mapping[str, int]) -> CostModel:
-        return CostModel(request.topology, shapes, request.ranks, {**shapes.equal, **sizes})
-
+    cost = partial(_costs, shapes, request)
     workloads = [
         Workload(cost(work.sizes), work.runs, cost(work.memory_sizes) if work.longest else None)
         for work in works
