@@ -12,7 +12,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, partial
 
 import onnx_ir as ir
 
@@ -42,7 +42,7 @@ SAME_DATA = ("Reshape", "Flatten", "Cast", "Identity")
 """Ops whose result stands for their operand where weights are counted."""
 MATRIX_PRICE_COLLECTIVES = 5
 """Holding the average weight matrix on every rank is priced as this many AllReduces of what goes in
-or comes out, whichever is less.
+or comes out, whichever is less; of each the latency or the transfer, whichever takes longer.
 
 Tensor parallelism is asked for to hold less per rank: a plan that replicates a matrix to save one
 exchange is not what the user wants, one that adds exchanges to split a bias is not either.
@@ -193,10 +193,9 @@ def default_price(graph: ir.Graph, model: CostModel) -> float:
         together = frozenset(activations)
         matrices[together] = max(passed[key], matrices.get(together, 0))
     total = sum(sizes.values())
-    seconds = sum(
-        model.topology.collective_seconds(ReshardKind.ALL_REDUCE, size, 2)
-        for size in matrices.values()
-    )
+    exchange = partial(model.topology.collective_seconds, ReshardKind.ALL_REDUCE, ranks=2)
+    latency = exchange(0)
+    seconds = sum(max(latency, exchange(size) - latency) for size in matrices.values())
     return MATRIX_PRICE_COLLECTIVES * seconds / total if total else 0.0
 
 
