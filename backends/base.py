@@ -176,3 +176,7 @@ class Backend:
     one copy; None where `executor` does."""
     configure: Callable[[BackendOptions], Backend] | None = None
     """Makes the same backend with options, or raises PlanError; None where it takes none."""
+
+    def find_launcher(self) -> RankLauncher | None:
+        """What starts its ranks; None where it has none of its own."""
+        return None if self.launcher is None else self.launcher()

@@ -49,8 +49,7 @@ def check_backend(name: str, ranks: int, collectives: str | None = None) -> int:
         result = Path(folder, "passed.json")
         command = [sys.executable, "-m", __spec__.name, name, "--as-rank", str(result)]
         command += ["--collectives", collectives] if collectives else []
-        launcher = backend.launcher() if backend.launcher is not None else None
-        status = launch(command, ranks, TIMEOUT_SECONDS, launcher=launcher)
+        status = launch(command, ranks, TIMEOUT_SECONDS, launcher=backend.find_launcher())
         if status or not result.is_file():
             raise ExecutionError(
                 f"backend '{name}' fails the conformance suite on {ranks} ranks (status {status}). "

@@ -23,6 +23,9 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 MAKE_TIMEOUT_SECONDS = 1800
+SOURCES = """bench/make_case.py bench/llama_weights.py
+tests/big_model.py tests/big_weights.py tests/genai_builder.py""".split()
+"""What decides how models are made."""
 LLAMA, INT4 = "llama", "llama-int4"
 
 
@@ -44,7 +47,7 @@ class Case:
     runs: int = 5
     """Timed in one turn of a peer, after two that are not."""
     plan: str = "megatron"
-    """Of ours. For a prompt alone the cheapest plan keeps weights whole, which saves no memory."""
+    """Of ours: for prompts the layout of weights and activations that decode steps have too."""
     by_builder: bool = False
     """Whether model.onnx is by onnxruntime-genai's builder: attention is one op."""
 
@@ -133,7 +136,7 @@ def ready(case: Case) -> Path:
 def _key() -> str:
     """Digest of all that decides what the models are."""
     digest = hashlib.sha256()
-    for source in ("bench/make_case.py", "bench/llama_weights.py", "tests/big_model.py"):
+    for source in SOURCES:
         digest.update((ROOT / source).read_bytes())
     for package in ("torch", "transformers", "onnxruntime-genai"):
         digest.update(f"{package}=={version(package)}\n".encode())

@@ -30,6 +30,7 @@ import numpy as np
 from backends import devices, registry
 from bench import history
 from bench.gpu_models import DEVICE
+from bench.turns import TurnFailed, run_to_end
 from graph.errors import BackendUnavailable
 from tests.big_model import LlamaShape, make_sharing
 from tests.models import MODELS
@@ -227,13 +228,11 @@ def _call(words: Sequence[str], timeout: float) -> subprocess.CompletedProcess[s
     """A module run by this Python; what it has printed, also where it takes too long."""
     line = [sys.executable, "-m", *words]
     with tempfile.TemporaryFile("w+") as out, tempfile.TemporaryFile("w+") as err:
-        process = subprocess.Popen(line, env={**os.environ, **MANY_RANKS}, stdout=out, stderr=err)
         try:
-            status = process.wait(timeout)
-        except subprocess.TimeoutExpired:
-            process.terminate()  # its ranks end with it
-            process.wait()
+            status = run_to_end(line, MANY_RANKS, timeout, out, err)
+        except TurnFailed as error:
             status = -1
+            err.write(str(error))
         texts = []
         for stream in (out, err):
             stream.seek(0)

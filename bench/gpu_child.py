@@ -36,9 +36,8 @@ def main() -> int:
     folder, works, name, ranks, *ways = sys.argv[1:]
     backend = registry.get(name, BackendOptions("bf16"))
     if int(ranks) > 1 and detect_environment().size == 1:
-        launcher = backend.launcher() if backend.launcher is not None else None
         line = [sys.executable, "-m", "bench.gpu_child", *sys.argv[1:]]
-        return launch(line, int(ranks), launcher=launcher)
+        return launch(line, int(ranks), launcher=backend.find_launcher())
     joined = job.join(joining=backend.communicator)
     executor = backend.executor()
     assert isinstance(executor, TorchExecutor)

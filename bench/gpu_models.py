@@ -43,9 +43,8 @@ def main() -> int:
     through = None if exchange == DEVICE else exchange
     backend = registry.get(name, BackendOptions(collectives=through))
     if int(ranks) > 1 and detect_environment().size == 1:
-        launcher = backend.launcher() if backend.launcher is not None else None
         line = [sys.executable, "-m", "bench.gpu_models", *sys.argv[1:]]
-        return launch(line, int(ranks), TIMEOUT_SECONDS, launcher=launcher)
+        return launch(line, int(ranks), TIMEOUT_SECONDS, launcher=backend.find_launcher())
     communicator = job.join(TIMEOUT_SECONDS, backend.communicator).communicator
     for model in models:
         for row in rows_of(model, name, through, communicator):

@@ -7,10 +7,10 @@ from pathlib import Path
 
 import numpy as np
 import onnx_ir as ir
-import tokenizers
 from safetensors.numpy import save_file
 
 from tests.big_model import LlamaShape
+from tests.genai_builder import save_tokenizer
 
 POSITIONS = 1024
 _MODULES = {
@@ -32,7 +32,7 @@ def save_checkpoint(model: Path, shape: LlamaShape, folder: Path) -> None:
     }
     save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
     (folder / "config.json").write_text(json.dumps(config(shape), indent=2))
-    _save_tokenizer(folder, shape.vocabulary)
+    save_tokenizer(folder, shape.vocabulary)
 
 
 def config(shape: LlamaShape) -> dict[str, object]:
@@ -72,19 +72,3 @@ def _as_torch(name: str, array: np.ndarray) -> np.ndarray:
     """A projection as f32[outputs, inputs], the rest as it is."""
     is_projection = name == "lm_head" or name.endswith("_proj")
     return np.ascontiguousarray(array.T if is_projection else array)
-
-
-def _save_tokenizer(folder: Path, size: int) -> None:
-    special = ["<unk>", "<s>", "</s>"]
-    words = special + [f"w{index}" for index in range(len(special), size)]
-    vocabulary = {word: index for index, word in enumerate(words)}
-    tokenizer = tokenizers.Tokenizer(tokenizers.models.WordLevel(vocabulary, unk_token="<unk>"))
-    tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.Whitespace()
-    tokenizer.save(str(folder / "tokenizer.json"))
-    settings = {
-        "tokenizer_class": "PreTrainedTokenizerFast",
-        "unk_token": "<unk>",
-        "bos_token": "<s>",
-        "eos_token": "</s>",
-    }
-    (folder / "tokenizer_config.json").write_text(json.dumps(settings))

@@ -20,11 +20,11 @@ import torch
 import transformers
 
 from bench.cases import INT4, LLAMA, Case
-from bench.genai_builder import build_genai
 from bench.llama_weights import POSITIONS, save_checkpoint
 from tests.big_model import LlamaShape, make
 from tests.big_weights import cache_names
 from tests.export_models import Logits, export, randomize
+from tests.genai_builder import build_genai
 
 Arrays = dict[str, np.ndarray]
 OPSET = 18

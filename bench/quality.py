@@ -23,9 +23,9 @@ import onnx_ir as ir
 
 from bench import history
 from bench.cases import CASES, Case, ready
-from bench.genai_builder import build_genai
 from bench.peer import Peer
 from bench.turns import TurnFailed, call
+from tests.genai_builder import build_genai
 from tpcore.partition import Options
 from tpcore.shard import split_model
 

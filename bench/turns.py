@@ -13,7 +13,7 @@ import uuid
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 
@@ -31,29 +31,40 @@ class TurnFailed(Exception):
 
 def call(command: Sequence[str], environment: Mapping[str, str], timeout_seconds: float) -> None:
     """Run a command to its end. Raises TurnFailed with its last error in one line."""
-    mark = uuid.uuid4().hex
     with tempfile.TemporaryFile("w+", errors="replace") as log:
-        try:
-            process = subprocess.Popen(
-                command,
-                cwd=ROOT,
-                env={**os.environ, **environment, MARK: mark},
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=subprocess.STDOUT,
-                start_new_session=True,
-            )
-        except OSError as error:
-            raise TurnFailed(f"{command[0]}: {error.strerror}") from None
-        try:
-            status = process.wait(timeout_seconds)
-        except subprocess.TimeoutExpired:
-            raise TurnFailed(f"did not end within {timeout_seconds:.0f} s") from None
-        finally:
-            end_all(process, mark)
+        status = run_to_end(command, environment, timeout_seconds, log, subprocess.STDOUT)
         log.seek(0)
         if status:
             raise TurnFailed(_reason(log.read(), status))
+
+
+def run_to_end(
+    command: Sequence[str],
+    environment: Mapping[str, str],
+    timeout_seconds: float,
+    out: IO[str],
+    err: IO[str] | int,
+) -> int:
+    """The status of a command, and nothing of it running. Raises TurnFailed if it takes longer."""
+    mark = uuid.uuid4().hex
+    try:
+        process = subprocess.Popen(
+            command,
+            cwd=ROOT,
+            env={**os.environ, **environment, MARK: mark},
+            stdin=subprocess.DEVNULL,
+            stdout=out,
+            stderr=err,
+            start_new_session=True,
+        )
+    except OSError as error:
+        raise TurnFailed(f"{command[0]}: {error.strerror}") from None
+    try:
+        return process.wait(timeout_seconds)
+    except subprocess.TimeoutExpired:
+        raise TurnFailed(f"did not end within {timeout_seconds:.0f} s") from None
+    finally:
+        end_all(process, mark)
 
 
 def turn(

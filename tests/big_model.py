@@ -19,6 +19,10 @@ import onnx_ir as ir
 from tests.big_weights import Weights, cache_names, typed
 
 OPSET = 18
+SMALL = {
+    "layers": 2, "hidden": 128, "intermediate": 96, "heads": 8, "kv_heads": 4, "vocabulary": 128,
+}  # fmt: skip
+"""Sizes for tests: fields of LlamaShape."""
 
 
 @dataclass(frozen=True)

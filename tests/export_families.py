@@ -12,7 +12,6 @@ import contextlib
 import logging
 import math
 import shutil
-import subprocess
 import sys
 import tempfile
 import time
@@ -34,6 +33,7 @@ from tests.family_forms import FORMS
 from tests.family_models import TEXT_MODELS, qwen2
 from tests.family_nets import OTHER_MODELS
 from tests.family_table import TABLE, Family
+from tests.genai_builder import build_genai
 from tests.models import Inputs, run_reference
 
 OPSET = 18
@@ -151,15 +151,7 @@ def export_genai(family: str, folder: Path) -> float:
     with tempfile.TemporaryDirectory() as scratch:
         source = Path(scratch) / "source"
         save_hugging_face(model, source)
-        command = [sys.executable, "-m", "onnxruntime_genai.models.builder"]
-        command += ["-i", str(source), "-o", str(folder), "-c", f"{scratch}/cache"]
-        command += ["-p", precision, "-e", "cpu"]
-        if TABLE[family].options:
-            command += ["--extra_options", *TABLE[family].options.split()]
-        result = subprocess.run(command, capture_output=True, text=True, timeout=300)
-    if result.returncode != 0:
-        last = result.stderr.strip().splitlines()[-1:]
-        raise RuntimeError(f"the builder failed with {last}\n{result.stdout}\n{result.stderr}")
+        build_genai(source, folder, precision, TABLE[family].options.split())
     tolerance = FP32_TOLERANCE if precision == "fp32" else INT4_TOLERANCE
     inputs = family_inputs(family, "prefill")
     if TABLE[family].past:

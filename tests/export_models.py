@@ -9,9 +9,7 @@ is one, every layer keeps its signal near unit size, so attention is far from un
 
 from __future__ import annotations
 
-import json
 import logging
-import subprocess
 import sys
 import tempfile
 import time
@@ -23,11 +21,11 @@ from typing import Any
 
 import numpy as np
 import onnx
-import tokenizers
 import torch
 import transformers
 from torch import nn
 
+from tests.genai_builder import build_genai, save_tokenizer
 from tests.models import (
     GENAI,
     HEADS,
@@ -199,19 +197,7 @@ def export_torch_model(model_id: str, model: nn.Module, folder: Path) -> None:
 def save_hugging_face(model: nn.Module, folder: Path) -> None:
     """Write what onnxruntime-genai's builder reads, with a tokenizer of numbered words."""
     model.save_pretrained(folder)
-    special = ["<unk>", "<s>", "</s>"]
-    words = special + [f"w{index}" for index in range(len(special), VOCABULARY)]
-    vocabulary = {word: index for index, word in enumerate(words)}
-    tokenizer = tokenizers.Tokenizer(tokenizers.models.WordLevel(vocabulary, unk_token="<unk>"))
-    tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.Whitespace()
-    tokenizer.save(str(folder / "tokenizer.json"))
-    settings = {
-        "tokenizer_class": "PreTrainedTokenizerFast",
-        "unk_token": "<unk>",
-        "bos_token": "<s>",
-        "eos_token": "</s>",
-    }
-    (folder / "tokenizer_config.json").write_text(json.dumps(settings))
+    save_tokenizer(folder, VOCABULARY)
 
 
 def export_genai(folder: Path) -> None:
@@ -221,19 +207,10 @@ def export_genai(folder: Path) -> None:
     with tempfile.TemporaryDirectory() as scratch:
         source = Path(scratch) / "source"
         save_hugging_face(model, source)
-        run_genai_builder(source, path.parent, Path(scratch) / "cache")
+        build_genai(source, path.parent)
     inputs = model_inputs(GENAI, "prefill")
     reference = Logits(model, ["input_ids", "attention_mask"])
     print(f"{GENAI}: differs from torch by {check(reference, path, inputs):.2g}", flush=True)
-
-
-def run_genai_builder(source: Path, target: Path, cache: Path) -> None:
-    """Run onnxruntime-genai's builder as its users do. Raises RuntimeError with its output."""
-    command = [sys.executable, "-m", "onnxruntime_genai.models.builder"]
-    command += ["-i", str(source), "-o", str(target), "-c", str(cache), "-p", "fp32", "-e", "cpu"]
-    result = subprocess.run(command, capture_output=True, text=True, timeout=300)
-    if result.returncode != 0:
-        raise RuntimeError(f"{' '.join(command)} failed:\n{result.stdout}\n{result.stderr}")
 
 
 def export_all(folder: Path) -> None:

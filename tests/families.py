@@ -36,7 +36,7 @@ from tests.models import ROOT, Inputs, _locked, _without_mpi, run_reference
 
 EXPORT_TIMEOUT_SECONDS = 1800
 SOURCES = """families.py family_table.py family_models.py family_nets.py family_forms.py
-export_families.py models.py export_models.py""".split()
+export_families.py models.py export_models.py genai_builder.py""".split()
 DEFAULT_SIZES, OTHER_SIZES = (2, 12, 5), (3, 7, 4)
 """Batch, sequence and decoder sequence of the cases "default" and "other"."""
 

@@ -117,9 +117,9 @@ def cache_dir() -> Path:
 
 
 def _cache_key() -> str:
-    """Digest of all that decides what the models are: both sources and the exporters' versions."""
+    """Digest of all that decides what the models are: the sources and the exporters' versions."""
     digest = hashlib.sha256()
-    for source in ("models.py", "export_models.py"):
+    for source in ("models.py", "export_models.py", "genai_builder.py"):
         digest.update((ROOT / "tests" / source).read_bytes())
     for package in ("torch", "transformers", "onnxscript", "onnx", "onnx-ir", "onnxruntime-genai"):
         digest.update(f"{package}=={version(package)}\n".encode())

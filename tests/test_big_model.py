@@ -10,22 +10,13 @@ import pytest
 from backends import registry
 from backends.lockstep import run_lockstep
 from graph.reader import read_model
-from tests.big_model import make, make_inputs
+from tests.big_model import SMALL, make, make_inputs
 from tests.graph.small import run_whole
 from tpcore.distribute import cut_inputs, read_held
 from tpcore.partition import Options
 from tpcore.shard import split_model
 
-SIZES = {
-    "layers": 2,
-    "hidden": 128,
-    "intermediate": 96,
-    "heads": 8,
-    "kv_heads": 4,
-    "vocabulary": 128,
-    "sequence": 1,
-    "cache": 5,
-}
+SIZES = {**SMALL, "sequence": 1, "cache": 5}
 TOLERANCE = 1e-5
 
 

@@ -123,13 +123,28 @@ def _executor(backend: Backend, programs: Sequence[str]) -> Executor:
     return (shares or backend.executor)()
 
 
-def _to_cache(executor: Executor, array: np.ndarray) -> Tensor:
-    if isinstance(executor, HoldsCaches):
-        return executor.to_cache(array)
-    return executor.to_tensor(array)
+class _OnExecutor:
+    """What ranks ask their executor."""
+
+    _executor: Executor
+
+    def to_tensor(self, array: np.ndarray) -> Tensor:
+        """Hand an array to the executor."""
+        return self._executor.to_tensor(array)
+
+    def to_cache(self, array: np.ndarray) -> Tensor:
+        """Hand a cache to the executor, which will write into it."""
+        if isinstance(self._executor, HoldsCaches):
+            return self._executor.to_cache(array)
+        return self._executor.to_tensor(array)
+
+    @property
+    def fixed_shapes(self) -> bool:
+        """Whether the executor likes steps of the same shapes."""
+        return isinstance(self._executor, HoldsCaches) and self._executor.fixed_shapes
 
 
-class AllRanks:
+class AllRanks(_OnExecutor):
     """All ranks in lockstep in this process."""
 
     def __init__(self, target: Target, backend: Backend, programs: Sequence[str]) -> None:
@@ -152,19 +167,6 @@ class AllRanks:
         """The part of it spent in exchanges."""
         return sum(program.exchange_seconds for program in self._programs.values())
 
-    def to_tensor(self, array: np.ndarray) -> Tensor:
-        """Hand an array to the executor."""
-        return self._executor.to_tensor(array)
-
-    def to_cache(self, array: np.ndarray) -> Tensor:
-        """Hand a cache to the executor, which will write into it."""
-        return _to_cache(self._executor, array)
-
-    @property
-    def fixed_shapes(self) -> bool:
-        """Whether the executor likes steps of the same shapes."""
-        return isinstance(self._executor, HoldsCaches) and self._executor.fixed_shapes
-
     def run(self, program: str, inputs: Sequence[Held]) -> list[dict[str, Tensor]]:
         """Run a program on what every rank holds."""
         return self._programs[program].run_held(inputs)
@@ -182,7 +184,7 @@ class AllRanks:
         return list(messages)
 
 
-class OneRank:
+class OneRank(_OnExecutor):
     """One rank of the job that this process was started in."""
 
     def __init__(
@@ -215,19 +217,6 @@ class OneRank:
         """The part of it spent in exchanges, waiting for slower ranks included."""
         programs = self._programs.values()
         return self._exchanged + sum(program.exchange_seconds for program in programs)
-
-    def to_tensor(self, array: np.ndarray) -> Tensor:
-        """Hand an array to the executor."""
-        return self._executor.to_tensor(array)
-
-    def to_cache(self, array: np.ndarray) -> Tensor:
-        """Hand a cache to the executor, which will write into it."""
-        return _to_cache(self._executor, array)
-
-    @property
-    def fixed_shapes(self) -> bool:
-        """Whether the executor likes steps of the same shapes."""
-        return isinstance(self._executor, HoldsCaches) and self._executor.fixed_shapes
 
     def run(self, program: str, inputs: Sequence[Held]) -> list[dict[str, Tensor]]:
         """Run a program on what this rank holds."""

@@ -51,8 +51,8 @@ def needs_launch(backend: Backend, target: Target) -> bool:
 
 def start_ranks(argv: Sequence[str], backend: Backend, ranks: int, timeout_seconds: float) -> int:
     """Start `tpcore argv` on `ranks` ranks of a backend; returns the exit status of the job."""
-    launcher = backend.launcher() if backend.launcher is not None else None
-    return launch(tpcore_command(argv), ranks, timeout_seconds, launcher=launcher)
+    command = tpcore_command(argv)
+    return launch(command, ranks, timeout_seconds, launcher=backend.find_launcher())
 
 
 def tpcore_command(argv: Sequence[str]) -> list[str]:

@@ -42,9 +42,10 @@ class Outside:
         """Time that the slowest rank has spent in runs so far."""
         self._target = target
         self._inputs = Written()
-        launcher = backend.launcher() if backend.launcher is not None else None
         argv = python_command("tpcore.session_ranks")
-        self._ranks = StartedRanks(argv, target.world_size, timeout_seconds, launcher)
+        self._ranks = StartedRanks(
+            argv, target.world_size, timeout_seconds, backend.find_launcher()
+        )
         setup = {
             "target": os.path.abspath(target.name),
             "options": None if options is None else _as_json(options),

@@ -69,7 +69,9 @@ class TorchExecutor:
             raise ExecutionError(
                 f"torch has no row for {'; '.join(missing)}. Run the model with the backend 'cpu'."
             )
-        return TorchStep(model.graph, self.types, self.loader, self._compile)
+        return TorchStep(
+            model.graph, self.types, self.loader, self._compile, captures=self.fixed_shapes
+        )
 
     def to_tensor(self, array: np.ndarray) -> Tensor:
         """A tensor on the array's memory, or a copy on the device; short shapes stay at hand."""
@@ -126,7 +128,10 @@ class _Port:
 class TorchStep:
     """One segment's module."""
 
-    def __init__(self, graph: ir.Graph, types: Types, loader: Loader, compile: bool) -> None:
+    def __init__(
+        self, graph: ir.Graph, types: Types, loader: Loader, compile: bool, captures: bool
+    ) -> None:
+        """If it `captures`, a device replays what it has compiled, which then has one shape."""
         self._device = loader.device
         lowering = Lowering(graph, types, loader, graph.opset_imports.get("", TARGET))
         self._inputs = []
@@ -146,7 +151,7 @@ class TorchStep:
         self._weights = {weight.untyped_storage().data_ptr() for weight in weights}
         self._into: dict[str, Tensor] = {}
         self._compiles = compile
-        self._captures = compile and self._device.type == "cuda"
+        self._captures = captures
         self._run = self._compiled()
 
     def write_into(self, outputs: Mapping[str, Tensor]) -> None:

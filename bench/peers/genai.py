@@ -13,8 +13,8 @@ import numpy as np
 
 from bench import child
 from bench.child import Ready, Work
-from bench.genai_builder import build_genai
 from bench.peer import Peer
+from tests.genai_builder import build_genai
 
 PEERS = [
     Peer(

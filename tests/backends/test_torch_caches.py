@@ -11,18 +11,9 @@ from backends.comm_local import SingleCommunicator
 from backends.exec_torch import TorchExecutor
 from backends.run import RankProgram
 from graph.reader import read_model
-from tests.big_model import make, make_inputs
+from tests.big_model import SMALL, make, make_inputs
 from tests.graph.small import run_whole
 
-SIZES = {
-    "layers": 2,
-    "hidden": 128,
-    "intermediate": 96,
-    "heads": 8,
-    "kv_heads": 4,
-    "vocabulary": 64,
-    "in_place": True,
-}
 TOLERANCE = 1e-5
 
 
@@ -33,7 +24,14 @@ TOLERANCE = 1e-5
 def test_a_cache_is_written_in_place(
     tmp_path: Path, batch: int, sequence: int, cache: int, compile: bool
 ) -> None:
-    sizes = {**SIZES, "batch": batch, "sequence": sequence, "cache": cache, "fused": True}
+    sizes = {
+        **SMALL,
+        "in_place": True,
+        "batch": batch,
+        "sequence": sequence,
+        "cache": cache,
+        "fused": True,
+    }
     path = make(tmp_path / "model.onnx", **sizes)
     inputs = make_inputs(**sizes)
     whole = run_whole(read_model(path), inputs)
