@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from .base import Availability, Backend, BackendOptions, Executor
-from .exchanges import EXCHANGES, first_refusal, probe_module
+from .exchanges import exchange_named, first_refusal, probe_module
 from .torch_backend import Vendor, torch_backend
 
 _DEFAULT = BackendOptions()
@@ -28,7 +28,7 @@ def simulate() -> Backend:
 def cpu(options: BackendOptions = _DEFAULT) -> Backend:
     """One process per rank: onnxruntime computes, MPI exchanges."""
     options.check_only("cpu", "collectives")
-    exchange = EXCHANGES[options.collectives or "mpi"]
+    exchange = exchange_named(options.collectives or "mpi")
     return replace(
         simulate(),
         name="cpu",

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.util import find_spec
 
-from graph.errors import BackendUnavailable
+from graph.errors import BackendUnavailable, PlanError
 
 from .base import Availability, Communicator, RankLauncher
 from .launcher import find_launcher
@@ -84,3 +84,13 @@ EXCHANGES = {
     "gloo": Exchange(probe_torch, _gloo_ranks, OwnLauncher),
 }
 """By their names for --collectives."""
+
+
+def exchange_named(name: str) -> Exchange:
+    """The way of this name. Raises PlanError if there is none."""
+    if name not in EXCHANGES:
+        raise PlanError(
+            f"ranks cannot exchange by '{name}'. Choose one of {', '.join(EXCHANGES)}, or leave it "
+            "out for the library of the backend."
+        )
+    return EXCHANGES[name]

@@ -13,7 +13,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from .base import Availability, Backend, BackendOptions, Communicator, Executor
-from .exchanges import EXCHANGES, first_refusal, probe_module, probe_torch
+from .exchanges import exchange_named, first_refusal, probe_module, probe_torch
 from .spawn import OwnLauncher
 
 
@@ -47,7 +47,7 @@ def torch_backend(
     """The backend of a vendor's devices, or of the CPU."""
     options.check_only(vendor.name, "dtype", "compile", "collectives")
     through_host = options.collectives or ("gloo" if vendor.library == "gloo" else None)
-    exchange = EXCHANGES[through_host] if through_host else None
+    exchange = exchange_named(through_host) if through_host else None
     probes = [lambda: probe(vendor), *([exchange.probe] if exchange else [])]
     return Backend(
         name=vendor.name,

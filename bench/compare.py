@@ -76,18 +76,18 @@ def of_state(lines: Iterable[Line], state: str | None) -> dict[str, Line]:
 def print_states(lines: Sequence[Line], since: str | None, until: str | None) -> int:
     """Print our rows of two states, and how far what stays the same has moved between them."""
     before, after = of_state(lines, since), of_state(lines, until)
-    print(f"{'case':20}{'row':16}{'before ms':>11}{'after ms':>11}{'after / before':>16}")
-    shown = 0
+    found = []
     for case in (case for case in before if case in after):
         rows = before[case]["rows"], after[case]["rows"]
         for name in [name for name in rows[0] if name in rows[1]]:
-            old, new = (row[name]["median_ms"] for row in rows)
-            print(f"{case:20}{name:16}{old:>11.1f}{new:>11.1f}{new / old:>16.2f}")
-            shown += 1
-    if not shown:
+            found.append((case, name, *(row[name]["median_ms"] for row in rows)))
+    if not found:
         names = f"{since or 'any state'} and {until or 'the last'}"
         print(f"error: no case has figures of both {names}.", file=sys.stderr)
         return 2
+    print(f"{'case':20}{'row':16}{'before ms':>11}{'after ms':>11}{'after / before':>16}")
+    for case, name, old, new in found:
+        print(f"{case:20}{name:16}{old:>11.1f}{new:>11.1f}{new / old:>16.2f}")
     print("A peer's own ratio tells how far the machine differed between the two runs.")
     return 0
 

@@ -102,3 +102,9 @@ def test_collectives_choose_the_launcher() -> None:
     assert registry.get("cpu").launcher is find_launcher
     gloo = registry.get("cpu", BackendOptions(collectives="gloo"))
     assert gloo.launcher is OwnLauncher and gloo.name == "cpu"
+
+
+@pytest.mark.parametrize("name", ["cpu", "torch"])
+def test_an_unknown_way_to_exchange_is_refused(name: str) -> None:
+    with pytest.raises(PlanError, match="cannot exchange by 'carrier'. Choose one of mpi, gloo"):
+        registry.get(name, BackendOptions(collectives="carrier"))
