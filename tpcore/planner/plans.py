@@ -85,7 +85,7 @@ def make_plans(
     price = price_of(model, shapes, works, request)
     baseline = {MEGATRON: _by_all_reduce, COLWISE: _all_one_way, ROWWISE: _all_one_way}
     if request.preset in baseline:
-        pins = baseline[request.preset](model, shapes, works, request)
+        pins = baseline[request.preset](model, shapes, works, request, price)
         request = replace(request, preset=AUTO, pins=pins)
     problem = problem_of(model, shapes, works, request)
     fitted = fit(problem, price, request.memory)
@@ -112,7 +112,7 @@ def price_of(model: ir.Model, shapes: Shapes, works: Sequence[Work], request: Re
 
 
 def _by_all_reduce(
-    model: ir.Model, shapes: Shapes, works: Sequence[Work], request: Request
+    model: ir.Model, shapes: Shapes, works: Sequence[Work], request: Request, price: float
 ) -> dict[str, str]:
     """Placements of the plan that exchanges by AllReduce wherever it can, as Megatron-LM does."""
     links = tuple(
@@ -128,12 +128,11 @@ def _by_all_reduce(
     )
     topology = replace(request.topology, links=links)
     problem = problem_of(model, shapes, works, replace(request, preset=AUTO, topology=topology))
-    price = price_of(model, shapes, works, request)
     return _texts(problem, problem.solve(price)[0])
 
 
 def _all_one_way(
-    model: ir.Model, shapes: Shapes, works: Sequence[Work], request: Request
+    model: ir.Model, shapes: Shapes, works: Sequence[Work], request: Request, price: float
 ) -> dict[str, str]:
     """Placements of the plan that holds as many weights as it can as the preset's name says."""
     problem = problem_of(model, shapes, works, replace(request, preset=AUTO))
@@ -144,7 +143,7 @@ def _all_one_way(
         if text is not None:
             held = [placement_text(space.sharding(value, hub)).split(" ")[0] for hub in hubs]
             problem.graph.unary[problem.key(0, value)] += AVOIDED_SECONDS * (np.array(held) != text)
-    return _texts(problem, problem.solve(price_of(model, shapes, works, request))[0])
+    return _texts(problem, problem.solve(price)[0])
 
 
 def _texts(problem: Problem, choices: Choices) -> dict[str, str]:
