@@ -90,6 +90,13 @@ class Executor(Protocol):
 
 
 @runtime_checkable
+class RunsNative(Protocol):
+    """An executor whose segments may hold the ops of `native.c`."""
+
+    runs_native: bool
+
+
+@runtime_checkable
 class HoldsCaches(Protocol):
     """An executor with wishes for the caches of a decoder."""
 

@@ -27,6 +27,7 @@ import onnxruntime as ort
 from graph.errors import ExecutionError
 from graph.random_ops import RANDOM_OPS
 
+from . import native
 from .as_written import drop_rounding
 from .base import Tensor
 from .foreign_types import BYTE, FOREIGN_TYPES, bytes_of
@@ -60,6 +61,8 @@ class OrtExecutor:
     With `copies`, as for `as_written`, every session has its own: proofs rely on nothing of ours.
     """
 
+    runs_native = True
+
     def __init__(
         self,
         ranks_here: int | None = None,
@@ -81,6 +84,8 @@ class OrtExecutor:
             model = ir.to_proto(segment)
         if self._as_written:
             drop_rounding(model)
+        if native.DOMAIN in segment.graph.opset_imports:
+            options.register_custom_ops_library(native.path())
         given = _hand_over(options, weights, shares=not self._copies)
         try:
             contents = model.SerializeToString()

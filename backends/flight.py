@@ -19,9 +19,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-_HEADER = struct.Struct("<8sIIdqI")
-"""Magic, pid, rank, monotonic start, number of records, state."""
-_COUNT_OFFSET = 24
+_HEADER = struct.Struct("<8sIIdqI4xq")
+"""Magic, pid, rank, monotonic start, number of records, state, collectives entered."""
+_COUNT_OFFSET, _ENTERED_OFFSET = 24, 40
 _STATE, _STATE_OFFSET = struct.Struct("<I"), 32
 _RECORD = struct.Struct("<qiiqd")
 """Number of the record, step, phase, collectives entered so far, monotonic seconds."""
@@ -45,15 +45,17 @@ class Recorder:
         self.run_dir, self.rank = run_dir, rank
         self._places: list[str] = []
         self._exchanges: list[bool] = []
-        self._count = 0
-        self._entered = 0
         path = run_dir / f"rank{rank}.flight"
         with open(path, "w+b") as file:
             file.truncate(_SIZE)
-            self._map = mmap.mmap(file.fileno(), _SIZE)
-        header = (_MAGIC, os.getpid(), rank, time.monotonic(), 0, RUNNING)
-        _HEADER.pack_into(self._map, 0, *header)
-        self._total = memoryview(self._map)[_COUNT_OFFSET:_STATE_OFFSET].cast("q")
+            self.map = mmap.mmap(file.fileno(), _SIZE)
+        """What all can read; `native.c` writes its records there as well."""
+        header = (_MAGIC, os.getpid(), rank, time.monotonic(), 0, RUNNING, 0)
+        _HEADER.pack_into(self.map, 0, *header)
+        numbers = memoryview(self.map)[:_FIRST].cast("q")
+        self._total, self._entered = (
+            numbers[offset // 8 : offset // 8 + 1] for offset in (_COUNT_OFFSET, _ENTERED_OFFSET)
+        )
         self._alive = _open_alive(run_dir / f"rank{rank}.alive")
         self.register(_FIRST_PLACES, [True, True])
 
@@ -74,7 +76,7 @@ class Recorder:
 
     def enter(self, step: int) -> None:
         """Note that a step begins."""
-        self._entered += self._exchanges[step]
+        self._entered[0] += self._exchanges[step]
         self._record(step, ENTER)
 
     def leave(self, step: int) -> None:
@@ -83,13 +85,14 @@ class Recorder:
 
     def set_state(self, state: int) -> None:
         """Note that this rank is done or has failed: its end is no surprise any more."""
-        _STATE.pack_into(self._map, _STATE_OFFSET, state)
+        _STATE.pack_into(self.map, _STATE_OFFSET, state)
 
     def _record(self, step: int, phase: int) -> None:
-        count = self._count
-        offset = _OFFSETS[count % _RING]
-        _pack_record(self._map, offset, count, step, phase, self._entered, _now())
-        self._count = self._total[0] = count + 1
+        count = self._total[0]
+        _pack_record(
+            self.map, _OFFSETS[count % _RING], count, step, phase, self._entered[0], _now()
+        )
+        self._total[0] = count + 1
 
 
 def _open_alive(path: Path) -> int:
@@ -165,7 +168,7 @@ def read_rank(run_dir: Path, rank: int) -> RankState | None:
     raw, described = _read_raw(run_dir, rank)
     if raw is None:
         return None
-    _, pid, _, started, count, state = _HEADER.unpack_from(raw, 0)
+    _, pid, _, started, count, state, _ = _HEADER.unpack_from(raw, 0)
     records = _records(raw, count)
     _, step, phase, entered, since = records[-1] if records else (0, START, ENTER, 0, started)
     return RankState(
@@ -255,11 +258,10 @@ def read_failure(run_dir: Path) -> Failure | None:
 
 
 def clean(run_dir: Path, *, keep_reports: bool) -> None:
-    """Remove what the ranks left, and after an abnormal end what MPI left; reports may stay."""
-    for path in run_dir.glob("rank*"):
-        if keep_reports and path.name.endswith(".flight.json"):
-            continue
+    """Remove what the ranks left; their reports, if there are any, and the failure may stay."""
+    reports = set(run_dir.glob("*.flight.json")) if keep_reports else set()
+    kept = reports | {run_dir / "failure.json"} if reports else reports
+    for path in set(run_dir.iterdir()) - kept:
         path.unlink(missing_ok=True)
-    if not keep_reports:
-        (run_dir / "failure.json").unlink(missing_ok=True)
+    if not kept:
         run_dir.rmdir()

@@ -19,7 +19,7 @@ import onnx_ir as ir
 from graph.errors import BackendUnavailable, BundleError, ExecutionError, TpcoreError
 
 from .base import Communicator
-from .segments import Exchange, collectives_of, exchange_of
+from .segments import Exchange, exchanges_of
 
 T = TypeVar("T")
 
@@ -44,7 +44,7 @@ class RankInfo:
 
 def collective_sequence(model: ir.Model) -> list[str]:
     """One line per collective, in order: all that ranks must agree on."""
-    return [describe(exchange_of(node)) for node in collectives_of(model)]
+    return [describe(exchange) for exchange in exchanges_of(model)]
 
 
 def describe(exchange: Exchange) -> str:

@@ -18,6 +18,7 @@ from .base import Communicator
 from .comm_local import SingleCommunicator
 from .flight import DONE, EXCHANGE, START, Recorder
 from .handshake import agree
+from .native import Link
 from .placement import Placement, detect_environment
 from .run import Monitor, Silent
 from .spawn import bare_python
@@ -47,6 +48,9 @@ class Watched:
         self.rank, self.size = inner.rank, inner.size
         self.asynchronous = inner.asynchronous
         self.takes, self.run = inner.takes, inner.run
+        self.native: Link | None = getattr(inner, "native", None)
+        if self.native is not None:
+            self.native.record_in(recorder.map)
 
     def exchange(self, message: bytes) -> list[bytes]:
         """Every rank's message, in rank order."""

@@ -50,7 +50,7 @@ def launch(
             failure = _watch(process, watcher)
         return _conclude(process, watcher, failure, filters)
     finally:
-        leave(process, watcher, keeper)
+        leave(process, watcher, keeper, keep_reports=True)
 
 
 def start(
@@ -76,14 +76,15 @@ def start(
     )
 
 
-def leave(process: subprocess.Popen[bytes], watcher: Watcher, keeper: Keeper) -> None:
-    """End what is left of a job, and remove what it has left."""
+def leave(
+    process: subprocess.Popen[bytes], watcher: Watcher, keeper: Keeper, *, keep_reports: bool
+) -> None:
+    """End what is left of a job, and remove all but the reports of a failure, if asked to."""
     states = watcher.states()
     _stop(process, watcher)
     if process.returncode:
         remove_shared_memory(path for state in states for path in state.shared_memory)
-    failed = any(watcher.run_dir.glob("*.flight.json"))
-    clean(watcher.run_dir, keep_reports=failed)
+    clean(watcher.run_dir, keep_reports=keep_reports)
     keeper.dismiss()
 
 

@@ -9,10 +9,11 @@ from typing import Protocol
 import numpy as np
 import onnx_ir as ir
 
-from .base import Communicator, Executor, Tensor, WritesInto
+from .base import Communicator, Executor, RunsNative, Tensor, WritesInto
 from .base import Step as Prepared
 from .input_check import input_check
-from .segments import Exchange, Program, Segment, cut
+from .native import Link, native_op
+from .segments import Exchange, NativeOp, Program, Segment, cut, exchanges_of
 
 
 class Monitor(Protocol):
@@ -53,7 +54,6 @@ class RankProgram:
         threads: int = 1,
         monitor: Monitor | None = None,
     ) -> None:
-        self.program = cut(model)
         self.seconds = 0.0
         """Wall time of all runs so far."""
         self.exchange_seconds = 0.0
@@ -61,15 +61,31 @@ class RankProgram:
         self._executor = executor
         self._communicator = communicator
         self._monitor = monitor or Silent()
-        self._check = input_check(self.program.inputs)
-        self._steps = prepare_steps(self.program, executor, threads)
-        exchanges = [isinstance(step, Exchange) for step in self.program.steps]
+        exchanges = exchanges_of(model)
         # What an asynchronous exchange waits for is seen only by who reads the results.
         self._first = self._monitor.register(
-            [*places(self.program), "the wait for the outputs"],
-            [*exchanges, communicator.asynchronous],
+            [*places(exchanges), "the wait for the outputs"],
+            [*([False, True] * len(exchanges)), False, communicator.asynchronous],
         )
+        self._last = self._first + 2 * len(exchanges) + 1
+        self._link: Link | None = getattr(communicator, "native", None)
+        self.program = cut(model, inside=self._inside)
+        self._check = input_check(self.program.inputs)
+        self._prepared = prepare_steps(self.program, executor, threads)
+        self._steps = [(step, prepared, *self._numbers(step)) for step, prepared in self._prepared]
         self._constants = constants_of(self.program, executor)
+
+    def _inside(self, exchange: Exchange) -> NativeOp | None:
+        """How a segment runs a collective itself, where it can."""
+        if self._link is None or not isinstance(self._executor, RunsNative):
+            return None
+        return native_op(self._link, exchange, self._first + _number(exchange))
+
+    def _numbers(self, step: Segment | Exchange) -> tuple[int, int]:
+        """What the monitor calls the first and the last place of a step."""
+        if isinstance(step, Exchange):
+            return (self._first + _number(step),) * 2
+        return self._first + 2 * step.level, self._first + 2 * step.last_level
 
     def run(self, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         """Run the graph on this rank's inputs; outputs by name.
@@ -97,30 +113,32 @@ class RankProgram:
 
     def write_into(self, outputs: Mapping[str, Tensor]) -> bool:
         """From now on put these outputs into these tensors; False where the executor cannot."""
-        return write_into(self._steps, outputs)
+        return write_into(self._prepared, outputs)
 
     def _run(self, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
         enter, leave = self._monitor.enter, self._monitor.leave
         values = {**inputs, **self._constants}
-        for index, (step, prepared) in enumerate(self._steps, self._first):
-            enter(index)
+        inside = 0.0 if self._link is None else self._link.seconds
+        for step, prepared, first, last in self._steps:
+            enter(first)
             if prepared is not None:
                 values.update(prepared(values))
             elif isinstance(step, Exchange):
                 self._exchange(step, values)
-            leave(index)
+            leave(last)
             for name in step.drop:
                 values.pop(name, None)
+        if self._link is not None:
+            self.exchange_seconds += self._link.seconds - inside
         return {name: values[name] for name in self.program.outputs}
 
     def read(self, tensors: Mapping[str, Tensor]) -> dict[str, np.ndarray]:
         """Outputs of `run_held` as arrays."""
-        last = self._first + len(self._steps)
         if self._communicator.asynchronous:
-            self._monitor.enter(last)
+            self._monitor.enter(self._last)
         outputs = {name: self._executor.to_array(tensor) for name, tensor in tensors.items()}
         if self._communicator.asynchronous:
-            self._monitor.leave(last)
+            self._monitor.leave(self._last)
         return outputs
 
     def _exchange(self, step: Exchange, values: dict[str, Tensor]) -> None:
@@ -136,17 +154,21 @@ class RankProgram:
             values[step.result] = result if native else self._executor.to_tensor(result)
 
 
-def places(program: Program) -> list[str]:
-    """Every step in words; a segment is named by the collective that follows it."""
+def places(exchanges: Sequence[Exchange]) -> list[str]:
+    """Every place a rank can be in, in words: level 0, the first collective, level 1, and so on.
+
+    A level is named by the collective that follows it.
+    """
     texts: list[str] = []
-    following = "the segment after the last collective"
-    for step in reversed(program.steps):
-        if isinstance(step, Exchange):
-            texts.append(f"{step.op.op_type} #{step.tag} at node '{step.node}'")
-            following = f"the segment before {texts[-1]}"
-        else:
-            texts.append(following)
-    return texts[::-1]
+    for exchange in exchanges:
+        text = f"{exchange.op.op_type} #{exchange.tag} at node '{exchange.node}'"
+        texts += [f"the segment before {text}", text]
+    return [*texts, "the segment after the last collective"]
+
+
+def _number(exchange: Exchange) -> int:
+    """Which of the places a collective is."""
+    return 2 * exchange.level + 1
 
 
 PreparedStep = tuple[Segment | Exchange, Prepared | None]

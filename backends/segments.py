@@ -1,7 +1,8 @@
 """Cut one rank's graph at its collectives.
 
 A program is a list of steps in the order in which every rank runs them: segments (plain ONNX
-models) and exchanges (one collective each), by rising tag.
+models) and exchanges (one collective each), by rising tag. Level n is what needs n collectives to
+have run. An executor that can run collectives itself gets segments of several levels.
 
 Invariants:
 - exchange i of every rank is the same collective: order is tag order, never the order of the nodes;
@@ -13,8 +14,8 @@ Invariants:
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from itertools import pairwise
 
 import onnx_ir as ir
@@ -30,9 +31,11 @@ MAX_IR_VERSION = 13
 
 @dataclass(frozen=True)
 class Segment:
-    """A plain ONNX model between two collectives."""
+    """A plain ONNX model between two collectives, or around some that are nodes in it."""
 
     model: ir.Model
+    level: int
+    last_level: int
     inputs: tuple[str, ...]
     """Values it reads: graph inputs, results of collectives, outputs of earlier segments."""
     outputs: tuple[str, ...]
@@ -46,6 +49,8 @@ class Exchange:
     """One collective."""
 
     op: Collective
+    level: int
+    """Number of collectives before it."""
     tag: int
     node: str
     """Name of the node, for messages."""
@@ -60,6 +65,19 @@ class Exchange:
 
 
 Step = Segment | Exchange
+
+
+@dataclass(frozen=True)
+class NativeOp:
+    """The node by which an executor runs a collective inside a segment."""
+
+    domain: str
+    op_type: str
+    attributes: Mapping[str, int]
+
+
+Inside = Callable[[Exchange], NativeOp | None]
+"""Says which collectives an executor runs itself, and by what."""
 
 
 @dataclass(frozen=True)
@@ -101,13 +119,16 @@ def collectives_of(model: ir.Model) -> list[ir.Node]:
     return nodes
 
 
-def cut(model: ir.Model, *, expose_all: bool = False) -> Program:
+def cut(model: ir.Model, *, expose_all: bool = False, inside: Inside | None = None) -> Program:
     """Cut a rank graph into segments and exchanges; with `expose_all` every value is an output.
+
+    Collectives that may be `inside` are nodes of segments, as long as each needs the one before it:
+    the order of other nodes is the executor's.
 
     Raises:
         GraphError: tags contradict the data flow, or a value between segments has no type.
     """
-    return _Cutter(model, expose_all).program()
+    return _Cutter(model, expose_all, inside or (lambda exchange: None)).program()
 
 
 @dataclass
@@ -116,6 +137,7 @@ class _Cutter:
 
     model: ir.Model
     expose_all: bool
+    inside: Inside
     level: dict[ir.Value, int] = field(default_factory=dict)
     """Per value the number of collectives that must have run before it exists."""
 
@@ -125,16 +147,28 @@ class _Cutter:
         constants = self._constants(collectives)
         needed = self._needed(collectives, groups)
         steps: list[Step] = []
-        for position, nodes in enumerate(groups):
-            if position:
-                steps.append(exchange_of(collectives[position - 1]))
-            if nodes:
-                steps.append(self._segment(position, nodes, needed))
+        nodes, first, native = groups[0], 0, dict[str, NativeOp]()
+        for level, node in enumerate(collectives):
+            exchange = exchange_of(node, level)
+            op = self.inside(exchange) if self._may_be_inside(node, level) else None
+            if op is not None:
+                native[exchange.result] = op
+                nodes = [*nodes, node, *groups[level + 1]]
+                continue
+            steps += self._segments(first, level, nodes, needed, native)
+            steps.append(exchange)
+            nodes, first, native = groups[level + 1], level + 1, {}
+        steps += self._segments(first, len(collectives), nodes, needed, native)
         outputs = tuple(_name(value) for value in self.model.graph.outputs)
         inputs = tuple(self.model.graph.inputs)
         owned = {*(_name(value) for value in inputs), *constants}
         steps = _with_liveness(steps, outputs, owned, set(constants), self.expose_all)
         return Program(tuple(steps), inputs, outputs, constants)
+
+    def _may_be_inside(self, node: ir.Node, level: int) -> bool:
+        """Whether a collective runs after the one before it wherever both stand."""
+        operand = _operand(node)
+        return not self._is_const(operand) and self.level.get(operand, 0) == level
 
     def _levels(self, collectives: Sequence[ir.Node]) -> list[list[ir.Node]]:
         """The plain nodes per number of collectives they wait for."""
@@ -201,15 +235,23 @@ class _Cutter:
         needed.update((value, last) for value in self.model.graph.outputs)
         return needed
 
-    def _segment(
-        self, level: int, nodes: Sequence[ir.Node], needed: dict[ir.Value, int]
-    ) -> Segment:
+    def _segments(
+        self,
+        level: int,
+        last: int,
+        nodes: Sequence[ir.Node],
+        needed: dict[ir.Value, int],
+        native: Mapping[str, NativeOp],
+    ) -> list[Segment]:
+        """The segment of some levels, if there is anything in it."""
+        if not nodes:
+            return []
         inside = {output for node in nodes for output in node.outputs}
         read = dict.fromkeys(v for n in nodes for v in operands(n) if v not in inside)
         constants = list(dict.fromkeys(p for v in read if (p := v.producer()) and is_constant(p)))
         weights = [value for value in read if self._is_weight(value)]
         inputs = [value for value in read if not self._is_const(value)]
-        outputs = [v for n in nodes for v in n.outputs if v.name and needed.get(v, 0) > level]
+        outputs = [v for n in nodes for v in n.outputs if v.name and needed.get(v, 0) > last]
         for value in inputs:
             _check_typed(value)
         graph = self.model.graph
@@ -218,17 +260,27 @@ class _Cutter:
             outputs,
             nodes=[*constants, *nodes],
             initializers=weights,
-            opset_imports={d: v for d, v in graph.opset_imports.items() if d != DOMAIN},
+            opset_imports={
+                **{d: v for d, v in graph.opset_imports.items() if d != DOMAIN},
+                **{op.domain: 1 for op in native.values()},
+            },
             name=f"{graph.name or 'graph'}_{level}",
         )
         model = self._as_model(view)
         for value, copied in zip(outputs, model.graph.outputs):
             copied.meta[PASSES_ON] = not leaves(value)
-        return Segment(
-            model,
-            tuple(_name(value) for value in inputs),
-            tuple(_name(value) for value in outputs),
-        )
+        for node in model.graph:
+            if is_collective(node):
+                _make_native(node, native[_name(node.outputs[0])])
+        return [
+            Segment(
+                model,
+                level,
+                last,
+                tuple(_name(value) for value in inputs),
+                tuple(_name(value) for value in outputs),
+            )
+        ]
 
     def _as_model(self, view: ir.GraphView) -> ir.Model:
         return ir.Model(
@@ -259,11 +311,24 @@ def _operand(node: ir.Node) -> ir.Value:
     return operand
 
 
-def exchange_of(node: ir.Node) -> Exchange:
+def _make_native(node: ir.Node, op: NativeOp) -> None:
+    node.domain, node.op_type = op.domain, op.op_type
+    node.attributes.clear()
+    for name, number in op.attributes.items():
+        node.attributes.add(ir.AttrInt64(name, number))
+
+
+def exchanges_of(model: ir.Model) -> list[Exchange]:
+    """The exchanges of a rank graph in their order. Raises GraphError."""
+    return [exchange_of(node, level) for level, node in enumerate(collectives_of(model))]
+
+
+def exchange_of(node: ir.Node, level: int) -> Exchange:
     """The exchange that a collective node stands for. Raises GraphError."""
     operand = _operand(node)
     return Exchange(
         op=parse_node(node),
+        level=level,
         tag=tag_of(node),
         node=node.name or f"tag {tag_of(node)}",
         dtype=operand.dtype.name if operand.dtype is not None else "?",
@@ -309,11 +374,7 @@ def _with_liveness(
         alive |= read
         if isinstance(step, Exchange):
             keep = step.operand in owned or step.operand not in drop
-            result.append(
-                Exchange(
-                    step.op, step.tag, step.node, step.dtype, step.operand, step.result, keep, drop
-                )
-            )
+            result.append(replace(step, keep=keep, drop=drop))
         else:
-            result.append(Segment(step.model, step.inputs, step.outputs, drop))
+            result.append(replace(step, drop=drop))
     return result[::-1]

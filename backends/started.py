@@ -47,6 +47,8 @@ class StartedRanks:
         self._listener = listen(self.run_dir)
         self._watcher = Watcher(self.run_dir, ranks, timeout_seconds)
         self._is_open = True
+        self._owed = True
+        """Whether a rank may not have answered yet: it is anywhere in its program then."""
         try:
             self._process = start(argv, ranks, self.run_dir, os.environ, launcher)
         except BaseException:
@@ -61,11 +63,13 @@ class StartedRanks:
         try:
             self._accept(ranks)
         except BaseException:
-            self.close(at_once=True)
+            self.close()
             raise
+        self._owed = False
 
     def tell(self, message: Mapping[str, Any], file: int | None = None) -> None:
         """Send every rank a message; that one is gone will be told by `hear`."""
+        self._owed = True
         packed = pack(message)  # once for all: the ranks begin as close together as can be
         for rank in sorted(self._links):
             with contextlib.suppress(OSError):
@@ -81,23 +85,24 @@ class StartedRanks:
                 received = receive(self._links[rank])
                 if received is not None:  # else it is gone, and the watcher will say how
                     heard[rank] = received
+        self._owed = False
         return [heard[rank] for rank in sorted(heard)]
 
-    def close(self, at_once: bool = False) -> None:
-        """Let the ranks end, or end them at once."""
+    def close(self, failed: bool = False) -> None:
+        """Let the ranks end, or end at once those that owe an answer; a failure leaves reports."""
         if not self._is_open:
             return
         self._is_open = False
         for link in (*self._links.values(), self._listener):
             link.close()
         (self.run_dir / SOCKET).unlink(missing_ok=True)
-        if at_once:
+        if self._owed:
             self._watcher.poll(0)
             self._watcher.kill()
         else:
             with contextlib.suppress(subprocess.TimeoutExpired):
                 self._process.wait(GRACE_SECONDS)
-        leave(self._process, self._watcher, self._keeper)
+        leave(self._process, self._watcher, self._keeper, keep_reports=failed)
         for stream in self._filters:
             stream.finish(GRACE_SECONDS)
         for pipe in (self._process.stdout, self._process.stderr):
@@ -145,5 +150,5 @@ class StartedRanks:
         failure = read_failure(self.run_dir) or failure
         kind = ExecutionError if failure.status == ExecutionError.exit_status else BundleError
         text = told(failure, self.run_dir).removeprefix("error: ")
-        self.close(at_once=True)
+        self.close(failed=True)
         return kind(text)

@@ -26,11 +26,13 @@ SLOT_BYTES = 1 << 20
 """What a rank can hand over in one round."""
 _LINE = 128
 """Bytes between flags: two cache lines, since processors fetch them in pairs."""
+FLAG_STRIDE = _LINE // 8
+"""Numbers between flags."""
 _POLLS = 400
 """How often to look at a flag before the core is offered to others, some 15 us."""
 _PATIENCE_SECONDS = 0.01
 """How long to go on looking before sleeping in between; a rank so late computes or is stopped."""
-_NAP_SECONDS = 2e-5
+NAP_SECONDS = 2e-5
 """The system makes some 70 us of it. Ranks that outnumber the cores nap at once: on 4 ranks of 2
 cores, offering the core over and over took four times as long as napping and twice MPI's time."""
 
@@ -51,17 +53,21 @@ class Window:
         fence: Fence | None = None,
     ) -> None:
         self.rank, self.size, self.slot_bytes = rank, size, slot_bytes
-        self.turn = 0
-        """Which set of slots this round uses, 0 or 1."""
-        first = _header_bytes(size)
+        self.memory = memory
+        self.counted = memoryview(bytearray(8)).cast("q")
+        """Meetings so far; `native.c` counts its own here as well."""
+        first = header_bytes(size)
         self._flags = memoryview(memory)[:first].cast("q")
         self._slots = np.frombuffer(memory, np.uint8, offset=first).reshape(2, size, slot_bytes)
-        step = _LINE // self._flags.itemsize
-        self._mine = rank * step
-        self._others = [other * step for other in range(size) if other != rank]
-        self._polls, self._patience = (0, 0.0) if crowded else (_POLLS, _PATIENCE_SECONDS)
+        self._mine = rank * FLAG_STRIDE
+        self._others = [other * FLAG_STRIDE for other in range(size) if other != rank]
+        self.polls, self.patience_seconds = (0, 0.0) if crowded else (_POLLS, _PATIENCE_SECONDS)
         self._fence = fence
-        self._count = 0
+
+    @property
+    def turn(self) -> int:
+        """Which set of slots this round uses, 0 or 1."""
+        return self.counted[0] & 1
 
     def view(
         self, turn: int, rank: int, shape: tuple[int, ...], dtype: np.dtype[Any], offset: int = 0
@@ -82,8 +88,7 @@ class Window:
 
     def meet(self) -> None:
         """Wait until every rank has come to this meeting; the other set of slots has its turn."""
-        self._count = count = self._count + 1
-        self.turn = count & 1
+        self.counted[0] = count = self.counted[0] + 1
         flags, fence = self._flags, self._fence
         if fence is not None:
             fence()
@@ -96,15 +101,15 @@ class Window:
 
     def _wait_for(self, other: int, count: int) -> None:
         flags = self._flags
-        for _ in range(self._polls):
+        for _ in range(self.polls):
             if flags[other] >= count:
                 return
-        patient_until = time.monotonic() + self._patience
+        patient_until = time.monotonic() + self.patience_seconds
         while flags[other] < count:
             if time.monotonic() < patient_until:
                 os.sched_yield()
             else:
-                time.sleep(_NAP_SECONDS)
+                time.sleep(NAP_SECONDS)
 
 
 def needs_fence() -> bool:
@@ -148,10 +153,11 @@ def map_memory(address: str, size: int, slot_bytes: int) -> mmap.mmap:
         os.close(file)
 
 
-def _header_bytes(size: int) -> int:
+def header_bytes(size: int) -> int:
+    """Where in the memory the slots begin."""
     page = mmap.PAGESIZE
     return -(-size * _LINE // page) * page
 
 
 def _window_bytes(size: int, slot_bytes: int) -> int:
-    return _header_bytes(size) + 2 * size * slot_bytes
+    return header_bytes(size) + 2 * size * slot_bytes

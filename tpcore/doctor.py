@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from importlib import metadata
 from typing import Any
 
-from backends import devices, registry
+from backends import devices, native, registry
 from backends.launcher import find_launcher
 from backends.placement import usable_cores
 from graph.errors import BackendUnavailable
@@ -39,6 +39,7 @@ def examine() -> dict[str, Any]:
         "machine": f"{platform.system()} {platform.machine()}, {usable_cores()} cores",
         "packages": {name: _version(name) for name in PACKAGES},
         "mpi_launcher": _launcher(),
+        "compiled_part": native.path(),
         "backends": backends,
         "devices": devices.by_vendors_tools(),
         "torch_devices": devices.by_torch() if _may_have_devices(backends) else {},
@@ -75,6 +76,8 @@ def doctor_command(args: argparse.Namespace) -> int:
         versions = (f"{name} {version or '–'}" for name, version in found["packages"].items())
         print(f"packages      {', '.join(versions)}")
         print(f"MPI launcher  {found['mpi_launcher'] or 'none'}")
+        compiled = found["compiled_part"] or "none: no C compiler at installation, steps are slower"
+        print(f"compiled part {compiled}")
         print("backends")
         for name, state in found["backends"].items():
             mark = "ok " if state["available"] else "no "

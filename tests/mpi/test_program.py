@@ -7,13 +7,16 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 
+from backends import native
 from backends.base import Executor
+from backends.comm_window import through_shared_memory
 from backends.exec_ort import OrtExecutor
 from backends.handshake import RankInfo, agree, collective_sequence, handshake
 from backends.job import meet
 from backends.lockstep import run_lockstep
 from backends.placement import detect_environment
-from backends.run import RankProgram
+from backends.run import RankProgram, Silent
+from backends.segments import Exchange, Segment
 from graph.dialect import AllReduce
 from graph.errors import BackendUnavailable, BundleError, ExecutionError, TpcoreError
 from tests.backends.toys import HIDDEN, Maker, mlp_rank, mlp_reference, mlp_weights
@@ -46,6 +49,43 @@ def test_ranks_equal_the_whole_mlp_and_lockstep(executor: Executor) -> None:
         for name, array in mlp_reference(X, mlp_weights()).items():
             np.testing.assert_allclose(result[name], array, rtol=1e-5, atol=1e-5)
             assert result[name].tobytes() == expected[name].tobytes()
+
+
+@pytest.mark.skipif(native.path() is None, reason="there was no C compiler")
+def test_one_session_runs_collectives_that_need_each_other() -> None:
+    shared, monitor = through_shared_memory(COMMUNICATOR), Places()
+    program = RankProgram(mlp_rank(RANK, SIZE), OrtExecutor(), shared, monitor=monitor)
+    assert [type(step) for step in program.program.steps] == [Segment, Exchange]  # an AllGather
+    models = [mlp_rank(rank, SIZE) for rank in range(SIZE)]
+    expected = run_lockstep(models, [{"x": X}] * SIZE, OrtExecutor())[RANK]
+    for rows in (3, 3, 3, 1, 0):  # results that stay, and then not
+        result = program.run({"x": X[:rows]})
+        assert rows < 3 or all(result[n].tobytes() == expected[n].tobytes() for n in expected)
+        assert result["y"].shape == (rows, HIDDEN)
+    assert 0 < program.exchange_seconds < program.seconds
+    assert monitor.seen[:4] == ["enter 0", "leave 2", "enter 3", "leave 3"]  # the node tells of 1
+
+
+@pytest.mark.skipif(native.path() is None, reason="there was no C compiler")
+def test_collectives_that_do_not_need_each_other_are_steps() -> None:
+    program = RankProgram(two_reductions(False), OrtExecutor(), through_shared_memory(COMMUNICATOR))
+    steps = [type(step) for step in program.program.steps]
+    assert steps == [Segment, Exchange]  # the first is in the segment, which makes both operands
+    negated, absolute = program.run({"x": np.array([1, -2], np.float32)}).values()
+    assert negated.tolist() == [-SIZE, 2 * SIZE] and absolute.tolist() == [SIZE, 2 * SIZE]
+
+
+class Places(Silent):
+    """A monitor that keeps what it is told."""
+
+    def __init__(self) -> None:
+        self.seen: list[str] = []
+
+    def enter(self, step: int) -> None:
+        self.seen.append(f"enter {step}")
+
+    def leave(self, step: int) -> None:
+        self.seen.append(f"leave {step}")
 
 
 @EACH_EXECUTOR

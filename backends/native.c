@@ -1,0 +1,286 @@
+/* AllReduce between the ranks of one host, as a function and as an op of onnxruntime's.
+ *
+ * The same rounds through the same shared memory as window.py and comm_window.py run in Python: ranks
+ * with and without this library understand each other. As an op it lets one session hold a whole
+ * decoder; between sessions Python would find its code out of the caches after every layer.
+ *
+ * Of onnxruntime's C interface only the entries that are used have names here. Their places never
+ * change: the interface promises that new ones are added at the end.
+ */
+
+#include <sched.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <stdlib.h>
+#include <string.h>
+#include <time.h>
+
+/* --- the shared memory ------------------------------------------------------------------------ */
+
+typedef struct {
+    int64_t *count;       /* meetings so far, counted by Python as well */
+    int64_t *flags;       /* in shared memory: of every rank the last meeting it has come to */
+    char *slots;          /* in shared memory: two sets of one slot per rank */
+    char *records;        /* of the flight recorder, or NULL */
+    int64_t rank, size;
+    int64_t stride;       /* int64 from one flag to the next */
+    int64_t slot_bytes;
+    int64_t chunk_bytes;  /* that are summed in one round */
+    int64_t small_bytes;  /* up to here more than two ranks all sum everything */
+    int64_t polls;        /* how often to look at a flag before the core is offered to others */
+    double patience;      /* seconds of that before naps */
+    double nap;           /* seconds */
+    double seconds;       /* spent in nodes so far */
+} Link;
+
+static double now(void) {
+    struct timespec t;
+    clock_gettime(CLOCK_MONOTONIC, &t);
+    return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
+}
+
+static void relax(void) {
+#if defined(__x86_64__) || defined(__i386__)
+    __builtin_ia32_pause();
+#endif
+}
+
+static void wait_for(const Link *link, const int64_t *flag, int64_t count) {
+    for (int64_t i = 0; i < link->polls; i++) {
+        if (__atomic_load_n(flag, __ATOMIC_ACQUIRE) >= count) return;
+        relax();
+    }
+    double patient_until = now() + link->patience;
+    struct timespec nap = {0, (long)(link->nap * 1e9)};
+    while (__atomic_load_n(flag, __ATOMIC_ACQUIRE) < count) {
+        if (link->patience > 0 && now() < patient_until)
+            sched_yield();
+        else
+            nanosleep(&nap, NULL);
+    }
+}
+
+static void meet(Link *link) {
+    int64_t count = ++*link->count;
+    __atomic_store_n(link->flags + link->rank * link->stride, count, __ATOMIC_RELEASE);
+    for (int64_t other = 0; other < link->size; other++)
+        if (other != link->rank) wait_for(link, link->flags + other * link->stride, count);
+}
+
+/* The slot of a rank in the set that has its turn after `ahead` more meetings. */
+static float *slot(const Link *link, int64_t rank, int64_t ahead) {
+    int64_t turn = (*link->count + ahead) & 1;
+    return (float *)(link->slots + (turn * link->size + rank) * link->slot_bytes);
+}
+
+/* --- AllReduce -------------------------------------------------------------------------------- */
+
+/* Sums run in rank order, so all ranks and all ways to exchange get the same bits. */
+static void add(float *total, const float *a, const float *b, int64_t n) {
+    for (int64_t i = 0; i < n; i++) total[i] = a[i] + b[i];
+}
+
+/* Every rank sums everything: one meeting. */
+static void sum_all(Link *link, const float *operand, float *total, int64_t n) {
+    memcpy(slot(link, link->rank, 0), operand, n * sizeof *operand);
+    meet(link);
+    /* Its own part each rank has at hand, unless the sum has overwritten it already. */
+    const float *first = link->rank == 0 ? operand : slot(link, 0, -1);
+    add(total, first, link->rank == 1 ? operand : slot(link, 1, -1), n);
+    for (int64_t rank = 2; rank < link->size; rank++) add(total, total, slot(link, rank, -1), n);
+}
+
+/* Every rank sums its share into its slot, and all copy the sums: two meetings. */
+static void sum_shares(Link *link, const float *operand, float *total, int64_t n) {
+    int64_t size = link->size, begin = n * link->rank / size, end = n * (link->rank + 1) / size;
+    memcpy(slot(link, link->rank, 0), operand, n * sizeof *operand);
+    meet(link);
+    float *mine = slot(link, link->rank, 0) + begin;
+    for (int64_t rank = 1; rank < size; rank++) {
+        const float *before = rank > 1 ? mine : slot(link, 0, -1) + begin;
+        add(mine, before, slot(link, rank, -1) + begin, end - begin);
+    }
+    meet(link);
+    for (int64_t rank = 0; rank < size; rank++) {
+        int64_t from = n * rank / size, to = n * (rank + 1) / size;
+        memcpy(total + from, slot(link, rank, -1) + from, (to - from) * sizeof *total);
+    }
+}
+
+/* Sum float32 of all ranks; `total` may be `operand`. */
+void tpcore_all_reduce(Link *link, const float *operand, float *total, int64_t n) {
+    int64_t step = link->chunk_bytes / (int64_t)sizeof *operand;
+    int all = link->size == 2 || n * (int64_t)sizeof *operand <= link->small_bytes;
+    for (int64_t begin = 0; begin < n; begin += step) {
+        int64_t count = n - begin < step ? n - begin : step;
+        (all ? sum_all : sum_shares)(link, operand + begin, total + begin, count);
+    }
+}
+
+/* --- the flight recorder, as flight.py reads it ----------------------------------------------- */
+
+enum { TOTAL = 24, ENTERED = 40, FIRST = 64, RING = 126 };
+enum { LEAVE = 0, ENTER = 1 };
+
+typedef struct {
+    int64_t number;
+    int32_t step, phase;
+    int64_t entered;
+    double when;
+} Record;
+
+static void record(char *records, int64_t step, int32_t phase, double when) {
+    if (records == NULL) return;
+    int64_t *total = (int64_t *)(records + TOTAL), number = *total;
+    Record written = {number, (int32_t)step, phase, *(int64_t *)(records + ENTERED), when};
+    memcpy(records + FIRST + sizeof written * (number % RING), &written, sizeof written);
+    *total = number + 1;
+}
+
+/* --- the op ----------------------------------------------------------------------------------- */
+
+typedef struct OrtStatus OrtStatus;
+struct Op;
+
+enum { API_VERSION = 16, FLOAT = 1, MAX_DIMS = 32 };
+
+typedef struct {
+    void *before_26[26];
+    OrtStatus *(*CreateCustomOpDomain)(const char *, void **);
+    OrtStatus *(*CustomOpDomain_Add)(void *, const struct Op *);
+    OrtStatus *(*AddCustomOpDomain)(void *, void *);
+    void *before_51[51 - 29];
+    OrtStatus *(*GetTensorMutableData)(void *, void **);
+    void *before_61[61 - 52];
+    OrtStatus *(*GetDimensionsCount)(const void *, size_t *);
+    OrtStatus *(*GetDimensions)(const void *, int64_t *, size_t);
+    void *before_65[65 - 63];
+    OrtStatus *(*GetTensorTypeAndShape)(const void *, void **);
+    void *before_86[86 - 66];
+    OrtStatus *(*KernelInfoGetAttribute_int64)(const void *, const char *, int64_t *);
+    void *before_90[90 - 87];
+    OrtStatus *(*KernelContext_GetInput)(const void *, size_t, void **);
+    OrtStatus *(*KernelContext_GetOutput)(void *, size_t, const int64_t *, size_t, void **);
+    void *before_99[99 - 92];
+    void (*ReleaseTensorTypeAndShapeInfo)(void *);
+} Api;
+
+_Static_assert(offsetof(Api, ReleaseTensorTypeAndShapeInfo) == 99 * sizeof(void *), "a gap");
+
+typedef struct {
+    const Api *(*GetApi)(uint32_t version);
+    const char *(*GetVersionString)(void);
+} ApiBase;
+
+typedef struct {
+    const Api *api;
+    Link *link;
+    int64_t step; /* of this exchange in the flight recorder; segments are before and after it */
+} Kernel;
+
+static OrtStatus *make_kernel(const struct Op *op, const Api *api, const void *info, void **made) {
+    int64_t link = 0, step = 0;
+    OrtStatus *wrong = api->KernelInfoGetAttribute_int64(info, "link", &link);
+    if (wrong == NULL) wrong = api->KernelInfoGetAttribute_int64(info, "step", &step);
+    Kernel *kernel = wrong == NULL ? malloc(sizeof *kernel) : NULL;
+    if (kernel != NULL) *kernel = (Kernel){api, (Link *)(intptr_t)link, step};
+    *made = kernel;
+    return wrong;
+}
+
+static OrtStatus *like(const Api *api, void *x, void *context, void **y, int64_t *count) {
+    void *info;
+    int64_t dims[MAX_DIMS];
+    size_t rank;
+    OrtStatus *wrong = api->GetTensorTypeAndShape(x, &info);
+    if (wrong != NULL) return wrong;
+    wrong = api->GetDimensionsCount(info, &rank);
+    if (wrong == NULL) wrong = api->GetDimensions(info, dims, rank < MAX_DIMS ? rank : MAX_DIMS);
+    api->ReleaseTensorTypeAndShapeInfo(info);
+    if (wrong != NULL) return wrong;
+    *count = 1;
+    for (size_t d = 0; d < rank; d++) *count *= dims[d];
+    return api->KernelContext_GetOutput(context, 0, dims, rank, y);
+}
+
+static OrtStatus *compute(void *held, void *context) {
+    const Kernel *kernel = held;
+    const Api *api = kernel->api;
+    Link *link = kernel->link;
+    void *x, *y, *operand, *total;
+    int64_t count;
+    double began = now();
+    record(link->records, kernel->step - 1, LEAVE, began);
+    OrtStatus *wrong = api->KernelContext_GetInput(context, 0, &x);
+    if (wrong == NULL) wrong = like(api, x, context, &y, &count);
+    if (wrong == NULL) wrong = api->GetTensorMutableData(x, &operand);
+    if (wrong == NULL) wrong = api->GetTensorMutableData(y, &total);
+    if (wrong != NULL) return wrong;
+    if (link->records != NULL) ++*(int64_t *)(link->records + ENTERED);
+    record(link->records, kernel->step, ENTER, began);
+    tpcore_all_reduce(link, operand, total, count);
+    double ended = now();
+    record(link->records, kernel->step, LEAVE, ended);
+    record(link->records, kernel->step + 1, ENTER, ended);
+    link->seconds += ended - began;
+    return NULL;
+}
+
+static const char *name(const struct Op *op) { return "AllReduce"; }
+static const char *provider(const struct Op *op) { return NULL; }
+static int type(const struct Op *op, size_t i) { return FLOAT; }
+static size_t one(const struct Op *op) { return 1; }
+static int zero(const struct Op *op) { return 0; }
+static int required(const struct Op *op, size_t i) { return 0; }
+
+static const struct Op {
+    uint32_t version;
+    void *(*CreateKernel)(const struct Op *, const Api *, const void *);
+    const char *(*GetName)(const struct Op *);
+    const char *(*GetExecutionProviderType)(const struct Op *);
+    int (*GetInputType)(const struct Op *, size_t);
+    size_t (*GetInputTypeCount)(const struct Op *);
+    int (*GetOutputType)(const struct Op *, size_t);
+    size_t (*GetOutputTypeCount)(const struct Op *);
+    void (*KernelCompute)(void *, void *);
+    void (*KernelDestroy)(void *);
+    int (*GetInputCharacteristic)(const struct Op *, size_t);
+    int (*GetOutputCharacteristic)(const struct Op *, size_t);
+    int (*GetInputMemoryType)(const struct Op *, size_t);
+    int (*GetVariadicInputMinArity)(const struct Op *);
+    int (*GetVariadicInputHomogeneity)(const struct Op *);
+    int (*GetVariadicOutputMinArity)(const struct Op *);
+    int (*GetVariadicOutputHomogeneity)(const struct Op *);
+    OrtStatus *(*CreateKernelV2)(const struct Op *, const Api *, const void *, void **);
+    OrtStatus *(*KernelComputeV2)(void *, void *);
+} all_reduce = {
+    .version = API_VERSION,
+    .GetName = name,
+    .GetExecutionProviderType = provider,
+    .GetInputType = type,
+    .GetInputTypeCount = one,
+    .GetOutputType = type,
+    .GetOutputTypeCount = one,
+    .KernelDestroy = free,
+    .GetInputCharacteristic = required,
+    .GetOutputCharacteristic = required,
+    .GetInputMemoryType = required,
+    .GetVariadicInputMinArity = zero,
+    .GetVariadicInputHomogeneity = zero,
+    .GetVariadicOutputMinArity = zero,
+    .GetVariadicOutputHomogeneity = zero,
+    .CreateKernelV2 = make_kernel,
+    .KernelComputeV2 = compute,
+};
+
+/* What onnxruntime calls when a session is given this library. */
+OrtStatus *RegisterCustomOps(void *options, const ApiBase *base) {
+    static void *domain; /* must live as long as any session */
+    const Api *api = base->GetApi(API_VERSION);
+    if (domain == NULL) {
+        OrtStatus *wrong = api->CreateCustomOpDomain("tpcore.native", &domain);
+        if (wrong == NULL) wrong = api->CustomOpDomain_Add(domain, &all_reduce);
+        if (wrong != NULL) return wrong;
+    }
+    return api->AddCustomOpDomain(options, domain);
+}
