@@ -35,7 +35,8 @@ demo: $(BASE)  ## split a small Llama, run it, compare it with the unsplit model
 	@$(BIN)/tpcore demo
 
 test: $(DEV) lint  ## lint, types and all tests
-	@$(BIN)/python -m pytest
+	@$(BIN)/python -m pytest -m "not alone" -n auto --dist loadfile
+	@$(BIN)/python -m pytest -m alone
 
 lint: $(DEV)  ## ruff check, ruff format --check, mypy --strict
 	@$(BIN)/ruff check .

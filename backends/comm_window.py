@@ -50,7 +50,7 @@ class WindowCommunicator:
         self.exchange, self.abort = meeting.exchange, meeting.abort
         self._window = window
         self.native = link_through(window, CHUNK_BYTES, SMALL_BYTES)
-        """Runs some collectives in compiled code, where there is any; in the same rounds."""
+        """How compiled code runs some collectives in the same rounds, where there is any."""
         self._plans: dict[tuple[int, Shape, Any], tuple[Collective, bool, Plan]] = {}
 
     def takes(self, tensor: Tensor) -> bool:
@@ -83,8 +83,6 @@ class WindowCommunicator:
     def all_reduce(self, op: AllReduce, shape: Shape, dtype: np.dtype[Any]) -> Plan:
         """Reduce chunk by chunk."""
         size = math.prod(shape)
-        if self.native and dtype == np.float32 and self.native.takes(op, "FLOAT"):
-            return self.native.all_reduce
         step = min(CHUNK_BYTES, self._window.slot_bytes) // dtype.itemsize
         make = self._sum_all
         # To widen 16-bit floats costs more than a meeting, so each is widened by one rank.

@@ -1,8 +1,8 @@
-/* AllReduce between the ranks of one host, as a function and as an op of onnxruntime's.
+/* AllReduce between the ranks of one host, as an op that onnxruntime runs inside a session.
  *
  * The same rounds through the same shared memory as window.py and comm_window.py run in Python: ranks
- * with and without this library understand each other. As an op it lets one session hold a whole
- * decoder; between sessions Python would find its code out of the caches after every layer.
+ * with and without this library understand each other. It lets one session hold a whole decoder;
+ * between sessions Python would find its code out of the caches after every layer.
  *
  * Of onnxruntime's C interface only the entries that are used have names here. Their places never
  * change: the interface promises that new ones are added at the end.
@@ -39,17 +39,10 @@ static double now(void) {
     return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
 }
 
-static void relax(void) {
-#if defined(__x86_64__) || defined(__i386__)
-    __builtin_ia32_pause();
-#endif
-}
-
 static void wait_for(const Link *link, const int64_t *flag, int64_t count) {
-    for (int64_t i = 0; i < link->polls; i++) {
+    /* No PAUSE: in a virtual machine a row of them gives the core away. */
+    for (int64_t i = 0; i < link->polls; i++)
         if (__atomic_load_n(flag, __ATOMIC_ACQUIRE) >= count) return;
-        relax();
-    }
     double patient_until = now() + link->patience;
     struct timespec nap = {0, (long)(link->nap * 1e9)};
     while (__atomic_load_n(flag, __ATOMIC_ACQUIRE) < count) {
@@ -108,7 +101,7 @@ static void sum_shares(Link *link, const float *operand, float *total, int64_t n
 }
 
 /* Sum float32 of all ranks; `total` may be `operand`. */
-void tpcore_all_reduce(Link *link, const float *operand, float *total, int64_t n) {
+static void sum(Link *link, const float *operand, float *total, int64_t n) {
     int64_t step = link->chunk_bytes / (int64_t)sizeof *operand;
     int all = link->size == 2 || n * (int64_t)sizeof *operand <= link->small_bytes;
     for (int64_t begin = 0; begin < n; begin += step) {
@@ -218,7 +211,7 @@ static OrtStatus *compute(void *held, void *context) {
     if (wrong != NULL) return wrong;
     if (link->records != NULL) ++*(int64_t *)(link->records + ENTERED);
     record(link->records, kernel->step, ENTER, began);
-    tpcore_all_reduce(link, operand, total, count);
+    sum(link, operand, total, count);
     double ended = now();
     record(link->records, kernel->step, LEAVE, ended);
     record(link->records, kernel->step + 1, ENTER, ended);

@@ -1,7 +1,7 @@
 """The compiled part, where there is one: `native.c`, which pip builds if it finds a C compiler.
 
 It sums float32 between the ranks of one host as `comm_window.py` does, through the same memory in
-the same rounds, and as an op inside onnxruntime's sessions, so that one session holds many
+the same rounds, but as an op inside onnxruntime's sessions, so that one session holds many
 collectives. Everything works without it.
 """
 
@@ -11,9 +11,6 @@ import ctypes
 from functools import cache
 from importlib.util import find_spec
 from mmap import mmap
-from typing import Any
-
-import numpy as np
 
 from graph.dialect import AllReduce, Collective
 
@@ -22,6 +19,10 @@ from .window import FLAG_STRIDE, NAP_SECONDS, Window, header_bytes
 
 DOMAIN = "tpcore.native"
 """Of the ops in sessions: one input, one output, attributes `link` and `step`."""
+
+
+_POLLS = 20
+"""Looks at a flag in the time that Python takes for one."""
 
 
 class _Link(ctypes.Structure):
@@ -43,27 +44,19 @@ class _Link(ctypes.Structure):
 def path() -> str | None:
     """Where the library lies; None where it was not built or does not load."""
     found = find_spec("backends._native")
-    if found is None or found.origin is None or _load(found.origin) is None:
+    if found is None or found.origin is None:
+        return None
+    try:
+        ctypes.CDLL(found.origin)
+    except OSError:
         return None
     return found.origin
-
-
-@cache
-def _load(file: str) -> Any:
-    """Its one function."""
-    try:
-        function = ctypes.CDLL(file).tpcore_all_reduce
-    except (OSError, AttributeError):
-        return None
-    function.argtypes = [ctypes.c_void_p] * 3 + [ctypes.c_int64]
-    function.restype = None
-    return function
 
 
 class Link:
     """What the library must know of a rank's window."""
 
-    def __init__(self, file: str, window: Window, chunk_bytes: int, small_bytes: int) -> None:
+    def __init__(self, window: Window, chunk_bytes: int, small_bytes: int) -> None:
         self._window = window
         start = _address(window.memory)
         self._struct = _Link(
@@ -76,12 +69,11 @@ class Link:
             slot_bytes=window.slot_bytes,
             chunk_bytes=min(chunk_bytes, window.slot_bytes),
             small_bytes=small_bytes,
-            polls=window.polls,
+            polls=window.polls * _POLLS,
             patience=window.patience_seconds,
             nap=NAP_SECONDS,
         )
         self.address = ctypes.addressof(self._struct)
-        self._call = _load(file)
 
     def record_in(self, records: mmap) -> None:
         """Have nodes tell a flight recorder where they are."""
@@ -97,16 +89,6 @@ class Link:
         """Whether the library can run a collective on elements of an ONNX type."""
         return isinstance(op, AllReduce) and op.reduce == "sum" and dtype == "FLOAT"
 
-    def all_reduce(self, operand: np.ndarray, total: np.ndarray) -> np.ndarray:
-        """Sum contiguous arrays of all ranks into `total`, which may be the operand."""
-        self._call(
-            self.address,
-            operand.__array_interface__["data"][0],
-            total.__array_interface__["data"][0],
-            operand.size,
-        )
-        return total
-
 
 def native_op(link: Link, exchange: Exchange, step: int) -> NativeOp | None:
     """The node that runs a collective and calls itself `step`; None where the library cannot."""
@@ -117,8 +99,7 @@ def native_op(link: Link, exchange: Exchange, step: int) -> NativeOp | None:
 
 def link_through(window: Window, chunk_bytes: int, small_bytes: int) -> Link | None:
     """The library's way through a window; None where it was not built."""
-    file = path()
-    return None if file is None else Link(file, window, chunk_bytes, small_bytes)
+    return None if path() is None else Link(window, chunk_bytes, small_bytes)
 
 
 def _address(memory: mmap | memoryview) -> int:

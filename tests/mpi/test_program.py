@@ -7,7 +7,7 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 
-from backends import native
+from backends import comm_window, native
 from backends.base import Executor
 from backends.comm_window import through_shared_memory
 from backends.exec_ort import OrtExecutor
@@ -17,6 +17,7 @@ from backends.lockstep import run_lockstep
 from backends.placement import detect_environment
 from backends.run import RankProgram, Silent
 from backends.segments import Exchange, Segment
+from backends.window import SLOT_BYTES
 from graph.dialect import AllReduce
 from graph.errors import BackendUnavailable, BundleError, ExecutionError, TpcoreError
 from tests.backends.toys import HIDDEN, Maker, mlp_rank, mlp_reference, mlp_weights
@@ -36,6 +37,7 @@ def executors() -> list[Executor]:
     return [OrtExecutor(), TorchExecutor()]
 
 
+COMPILED = pytest.mark.skipif(native.path() is None, reason="there was no C compiler")
 EACH_EXECUTOR = pytest.mark.parametrize("executor", executors(), ids=lambda e: type(e).__name__)
 
 
@@ -51,7 +53,7 @@ def test_ranks_equal_the_whole_mlp_and_lockstep(executor: Executor) -> None:
             assert result[name].tobytes() == expected[name].tobytes()
 
 
-@pytest.mark.skipif(native.path() is None, reason="there was no C compiler")
+@COMPILED
 def test_one_session_runs_collectives_that_need_each_other() -> None:
     shared, monitor = through_shared_memory(COMMUNICATOR), Places()
     program = RankProgram(mlp_rank(RANK, SIZE), OrtExecutor(), shared, monitor=monitor)
@@ -66,7 +68,31 @@ def test_one_session_runs_collectives_that_need_each_other() -> None:
     assert monitor.seen[:4] == ["enter 0", "leave 2", "enter 3", "leave 3"]  # the node tells of 1
 
 
-@pytest.mark.skipif(native.path() is None, reason="there was no C compiler")
+@COMPILED
+@pytest.mark.parametrize("slot_bytes", [4096, SLOT_BYTES])
+@pytest.mark.parametrize("count", [0, 1, 7, 8191, 65537, 524_287])
+@pytest.mark.parametrize("by_all", [True, False])
+def test_compiled_sums_are_those_of_python(
+    by_all: bool, count: int, slot_bytes: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if not by_all and RANK > 0:  # these take the same rounds in Python
+        monkeypatch.setattr(comm_window, "link_through", lambda *_: None)
+    maker, random = Maker(), np.random.default_rng(0)
+    total = maker.collective(AllReduce("tp"), maker.op("Neg", maker.input("x", ("n",))), "sum")
+    model = maker.model([maker.op("Identity", total, name="y")])
+    shared = through_shared_memory(COMMUNICATOR, slot_bytes=slot_bytes)
+    program = RankProgram(model, OrtExecutor(), shared)
+    assert len(program.program.exchanges) == (not by_all and RANK > 0)
+    parts = [random.standard_normal(count).astype(np.float32) * 100 for _ in range(SIZE)]
+    for repeat in range(6):
+        if (repeat + RANK) % 3 == 0:
+            sum(range(1000 * RANK))  # ranks come late by turns
+        made = program.run({"x": parts[RANK]})["y"]
+        expected = AllReduce("tp").meaning([-part for part in parts])[0]
+        assert made.tobytes() == expected.tobytes()
+
+
+@COMPILED
 def test_collectives_that_do_not_need_each_other_are_steps() -> None:
     program = RankProgram(two_reductions(False), OrtExecutor(), through_shared_memory(COMMUNICATOR))
     steps = [type(step) for step in program.program.steps]

@@ -9,7 +9,7 @@ import ml_dtypes
 import numpy as np
 import pytest
 
-from backends import comm_window, native, window
+from backends import comm_window, window
 from backends.base import Communicator
 from backends.comm_window import WindowCommunicator, through_shared_memory
 from backends.conformance import check_between
@@ -36,22 +36,12 @@ def shared(slot_bytes: int = window.SLOT_BYTES) -> WindowCommunicator:
     return made
 
 
-@pytest.fixture(params=["by all", "by none", "by rank 0"])
-def compiled(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Who of the ranks uses the compiled part."""
-    if request.param == "by none" or (request.param == "by rank 0" and RANK > 0):
-        monkeypatch.setattr(comm_window, "link_through", lambda *_: None)
-    elif native.path() is None:
-        pytest.skip("there was no C compiler")
-
-
 def check_all(communicator: Communicator) -> None:
     """Compare every collective with its meaning, bit for bit."""
     for case in CASES:
         check_between(case, communicator, OrtExecutor())
 
 
-@pytest.mark.usefixtures("compiled")
 def test_every_collective_where_operands_are_larger_than_a_slot() -> None:
     assert sum(case.name.endswith(" 1 MiB") for case in CASES) > 30
     check_all(shared(SMALL_SLOTS))
@@ -61,7 +51,6 @@ def test_every_collective_of_ranks_that_share_no_memory() -> None:
     check_all(MEETING)
 
 
-@pytest.mark.usefixtures("compiled")
 @pytest.mark.parametrize("dtype", [np.float32, np.float16, ml_dtypes.bfloat16, np.int64, np.bool_])
 @pytest.mark.parametrize("count", [0, 1, 7, 8191, 65537, 524_287, 2_000_003])
 def test_sums_are_the_same_bits_on_every_run(count: int, dtype: type) -> None:
@@ -96,7 +85,7 @@ def test_ranks_of_a_processor_that_needs_a_fence(monkeypatch: pytest.MonkeyPatch
     assert through_shared_memory(MEETING) is MEETING
     fences = []
     made = through_shared_memory(MEETING, lambda: lambda: fences.append(1))
-    made.run(AllReduce("tp", "max"), np.ones(1, np.float32))
+    made.run(AllReduce("tp"), np.ones(1, np.float32))
     assert len(fences) == 2  # before the flag is set, and after the others' are seen
 
 
@@ -106,7 +95,7 @@ if PLACEMENT.speaks_mpi:
         monkeypatch.setattr(comm_window, "needs_fence", lambda: True)
         made = through_shared_memory(MEETING, cast("MpiCommunicator", MEETING).fence)
         for _ in range(50):
-            assert made.run(AllReduce("tp"), np.ones(3, np.int64)).tolist() == [SIZE] * 3
+            assert made.run(AllReduce("tp"), np.ones(3, np.float32)).tolist() == [SIZE] * 3
 
 
 def test_where_one_rank_cannot_map_the_memory_all_do_without(
