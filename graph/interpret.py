@@ -23,6 +23,7 @@ from graph.fused_reference import FUSED_MEANINGS
 from graph.mesh import Mesh
 from graph.moe_reference import MOE_MEANINGS
 from graph.onnx_reference import ONNX_MEANINGS
+from graph.pool_reference import POOL_MEANINGS
 from graph.weights import read_whole
 
 Array = np.ndarray[Any, Any]
@@ -160,7 +161,7 @@ def _kernel(
     return ReferenceEvaluator(graph, opsets=opsets, new_ops=CONTRIB_OPS)
 
 
-MEANINGS = {**CONTRIB, **ONNX_MEANINGS, **MOE_MEANINGS, **FUSED_MEANINGS}
+MEANINGS = {**CONTRIB, **ONNX_MEANINGS, **POOL_MEANINGS, **MOE_MEANINGS, **FUSED_MEANINGS}
 
 
 def _contrib_op(domain: str, op_type: str) -> type[OpRun]:

@@ -9,10 +9,12 @@ from typing import Any
 
 import numpy as np
 import onnx
+import onnx_ir as ir
 import pytest
 from onnx import numpy_helper
 from onnx.backend.test.case.node import collect_testcases
 
+from graph.interpret import interpret
 from tpcore.ops import OPS
 from tpcore.trial import Array, Case, Trial
 
@@ -77,6 +79,21 @@ def _problems(name: str, case: Case, ranks: int, counts: Counter[str]) -> list[s
     counts["strategies"] += len(split)
     found = {trial.text(trial.shardings_of(s)): trial.problem_with(s) for s in split}
     return [f"{name} on {ranks}: {text}: {problem}" for text, problem in found.items() if problem]
+
+
+@pytest.mark.parametrize("op_type", ["AveragePool", "LpPool", "MaxPool"])
+def test_what_the_oracle_makes_of_pools_is_what_onnx_states(op_type: str) -> None:
+    every: list[Any] = collect_testcases(None)
+    tests = [test for test in every if test.model.graph.node[0].op_type == op_type]
+    assert len(tests) > 7
+    for test in tests:
+        ((given, wanted),) = test.data_sets
+        model = ir.from_proto(test.model)
+        names = [value.name or "" for value in model.graph.inputs]
+        (made,) = interpret([model], [dict(zip(names, given))])
+        for got, want in zip(made.values(), wanted, strict=True):
+            assert got.dtype == want.dtype
+            np.testing.assert_allclose(got, want, 1e-3, 1e-6, err_msg=test.name)  # of 4 digits
 
 
 @pytest.mark.parametrize("ranks", RANKS)
