@@ -87,6 +87,11 @@ class RankProgram:
             return (self._first + _number(step),) * 2
         return self._first + 2 * step.level, self._first + 2 * step.last_level
 
+    @property
+    def seconds_inside(self) -> float:
+        """Time that segments have spent in collectives of their own, in all programs of a job."""
+        return 0.0 if self._link is None else self._link.seconds
+
     def run(self, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         """Run the graph on this rank's inputs; outputs by name.
 
@@ -118,7 +123,7 @@ class RankProgram:
     def _run(self, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
         enter, leave = self._monitor.enter, self._monitor.leave
         values = {**inputs, **self._constants}
-        inside = 0.0 if self._link is None else self._link.seconds
+        inside = self.seconds_inside
         for step, prepared, first, last in self._steps:
             enter(first)
             if prepared is not None:
@@ -128,8 +133,7 @@ class RankProgram:
             leave(last)
             for name in step.drop:
                 values.pop(name, None)
-        if self._link is not None:
-            self.exchange_seconds += self._link.seconds - inside
+        self.exchange_seconds += self.seconds_inside - inside
         return {name: values[name] for name in self.program.outputs}
 
     def read(self, tensors: Mapping[str, Tensor]) -> dict[str, np.ndarray]:

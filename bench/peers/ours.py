@@ -111,20 +111,22 @@ def load(work: Work) -> Ready:
 
 
 def _watched(program: Any, run: Callable[[], Any]) -> tuple[Callable[[], Any], Any]:
-    """The same run, its exchanges and onnxruntime's own time noted."""
+    """The same run, its exchanges and onnxruntime's own time noted (without exchanges inside)."""
     from backends.exec_ort import OrtStep
 
     spent = [0.0]
-    for _, step in program._steps:
+    for _, step in program._prepared:
         if isinstance(step, OrtStep):
             step._run = _timed(step._run, spent)
     figures: dict[str, list[float]] = {"exchange_seconds": [], "ort_seconds": []}
 
     def watched() -> Any:
         spent[0] = program.exchange_seconds = 0.0
+        inside = program.seconds_inside
         outputs = run()
+        inside = program.seconds_inside - inside
         figures["exchange_seconds"].append(program.exchange_seconds)
-        figures["ort_seconds"].append(spent[0])
+        figures["ort_seconds"].append(spent[0] - inside)
         return outputs
 
     return watched, figures
