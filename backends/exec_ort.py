@@ -37,7 +37,7 @@ from .given_weights import (
     large_weights,
     mapping_of,
     named_only,
-    release_pages,
+    releasing,
     used_as_given,
 )
 from .ort_binding import Binding, OrtTensor, array_of
@@ -87,14 +87,13 @@ class OrtExecutor:
         if native.DOMAIN in segment.graph.opset_imports:
             options.register_custom_ops_library(native.path())
         given = _hand_over(options, weights, shares=not self._copies)
+        mapped = [pair for pair in given if mapping_of(pair[1]) is not None]
+        contents = model.SerializeToString()
         try:
-            contents = model.SerializeToString()
-            session = ort.InferenceSession(contents, options, providers=["CPUExecutionProvider"])
+            with releasing(array for _, array in mapped):
+                session = ort.InferenceSession(contents, options, ["CPUExecutionProvider"])
         except Exception as error:
             raise _explain(error, segment.graph, "load") from error
-        mapped = [pair for pair in given if mapping_of(pair[1]) is not None]
-        for _, array in mapped:
-            release_pages(array)
         if weights:
             give_back_freed_memory()
         return OrtStep(session, segment.graph, mapped)

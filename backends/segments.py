@@ -29,6 +29,11 @@ MAX_IR_VERSION = 13
 """The newest IR version that onnxruntime 1.31 and 1.32 load."""
 
 
+READ_BYTES, MOST_SESSIONS = 64 << 20, 8
+"""Weights that must be read into memory first are packed by several sessions: by so many, or of so
+many bytes each. One for all would hold them twice."""
+
+
 @dataclass(frozen=True)
 class Segment:
     """A plain ONNX model between two collectives, or around some that are nodes in it."""
@@ -123,7 +128,7 @@ def cut(model: ir.Model, *, expose_all: bool = False, inside: Inside | None = No
     """Cut a rank graph into segments and exchanges; with `expose_all` every value is an output.
 
     Collectives that may be `inside` are nodes of segments, as long as each needs the one before it:
-    the order of other nodes is the executor's.
+    the order of other nodes is the executor's. Weights that lie in no file end a segment at times.
 
     Raises:
         GraphError: tags contradict the data flow, or a value between segments has no type.
@@ -148,16 +153,20 @@ class _Cutter:
         needed = self._needed(collectives, groups)
         steps: list[Step] = []
         nodes, first, native = groups[0], 0, dict[str, NativeOp]()
+        sizes = [self._bytes_to_read(group) for group in groups]
+        limit, read = max(sum(sizes) // MOST_SESSIONS, READ_BYTES), sizes[0]
         for level, node in enumerate(collectives):
             exchange = exchange_of(node, level)
             op = self.inside(exchange) if self._may_be_inside(node, level) else None
-            if op is not None:
+            read += sizes[level + 1]
+            if op is not None and read <= limit:
                 native[exchange.result] = op
                 nodes = [*nodes, node, *groups[level + 1]]
                 continue
             steps += self._segments(first, level, nodes, needed, native)
             steps.append(exchange)
             nodes, first, native = groups[level + 1], level + 1, {}
+            read = sizes[level + 1]
         steps += self._segments(first, len(collectives), nodes, needed, native)
         outputs = tuple(_name(value) for value in self.model.graph.outputs)
         inputs = tuple(self.model.graph.inputs)
@@ -169,6 +178,12 @@ class _Cutter:
         """Whether a collective runs after the one before it wherever both stand."""
         operand = _operand(node)
         return not self._is_const(operand) and self.level.get(operand, 0) == level
+
+    def _bytes_to_read(self, nodes: Sequence[ir.Node]) -> int:
+        """Of the weights of some nodes, those that do not lie in a file that is mapped."""
+        weights = {v for n in nodes for v in operands(n) if self._is_weight(v)}
+        tensors = [weight.const_value for weight in weights]
+        return sum(t.nbytes for t in tensors if t and not isinstance(t, ir.ExternalTensor))
 
     def _levels(self, collectives: Sequence[ir.Node]) -> list[list[ir.Node]]:
         """The plain nodes per number of collectives they wait for."""

@@ -98,12 +98,14 @@ def _turn(load: Callable[[Work], Ready], work: Work, out: Path) -> None:
         ready = load(work)
         loaded = _age_seconds()
         for _ in range(WARM_UP):
+            result = None
             ready.reset()
             result = ready.run()
     for found in ready.figures.values():
         found.clear()
     seconds = []
     for _ in range(work.case.runs):
+        result = None  # so that nobody holds the results of two runs
         ready.reset()
         began = time.perf_counter()
         result = ready.run()

@@ -21,7 +21,9 @@ from graph.digest import Digest
 from graph.errors import BundleError
 from graph.reader import external_files, read_regular_file
 from graph.writer import MODEL_FILE, WEIGHT_FILE
-from tpcore.workload import MAIN
+
+MAIN = "main"
+"""The program of a bundle that has only one, and the workload it serves."""
 
 MANIFEST_FILE = "manifest.json"
 PLAN_FILE = "plan.json"

@@ -17,6 +17,7 @@ from tpcore.annotations import ANNOTATED, Annotated, follow
 from tpcore.insert_reshards import ShardedGraph, insert_reshards
 from tpcore.legalize import legalize
 from tpcore.localize import localize
+from tpcore.manifest import MAIN
 from tpcore.plan import AUTO, Plan
 from tpcore.planner.asked import Asked, explain_contradiction
 from tpcore.planner.elimination import Contradiction
@@ -24,7 +25,7 @@ from tpcore.planner.plans import Request, make_plans, problem_of
 from tpcore.planner.topology_files import DEFAULT_TOPOLOGY, load_topology
 from tpcore.simplify import simplify
 from tpcore.text import graph_text, plan_text, sharded_text
-from tpcore.workload import MAIN, Work, decoder_works
+from tpcore.workload import Work, decoder_works
 
 Dump = Callable[[str, Callable[[], str]], None]
 

@@ -8,12 +8,12 @@ from pathlib import Path
 from typing import Any
 
 from graph.errors import PlanError
+from tpcore.manifest import MAIN
 from tpcore.partition import Options, plan_models, shard_plan
 from tpcore.plan import AUTO, Plan
 from tpcore.planner.memory import NOTHING_HELD, MemoryUse
 from tpcore.report import comm_bytes, count_collectives
 from tpcore.units import human_bytes, human_seconds
-from tpcore.workload import MAIN
 
 UNLIMITED = 1 << 62
 FASTER, SLOWER = 1.1, 0.95

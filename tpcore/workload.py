@@ -10,10 +10,9 @@ import onnx_ir as ir
 from graph.dims import Dim, Expr
 from graph.errors import PlanError
 from graph.shapes import Shapes
+from tpcore.manifest import MAIN
 from tpcore.planner.options import find_states
 
-MAIN = "main"
-"""The workload of a plan that serves only one."""
 PREFILL, DECODE = "prefill", "decode"
 SAMPLE = 8
 """Positions enough to prove a program."""

@@ -98,7 +98,9 @@ def load(work: Work) -> Ready:
     backend = registry.get("cpu")
     joined = job.join(joining=backend.communicator)
     bundle = open_bundle(bundle_of(work.arguments[0], work.case, work.folder))
-    inputs = cut_inputs(work.inputs(), bundle.programs[0].shardings, joined.rank)
+    parts = cut_inputs(work.inputs(), bundle.programs[0].shardings, joined.rank)
+    inputs = {name: part.copy() for name, part in parts.items()}  # a rank's own, not the whole
+    del parts
     program = RankProgram(
         bundle.load_rank(joined.rank),
         backend.executor(),
