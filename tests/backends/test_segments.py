@@ -9,9 +9,10 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 
+from backends import segments
 from backends.exec_ort import OrtExecutor
 from backends.lockstep import run_lockstep
-from backends.segments import Exchange, Segment, cut
+from backends.segments import Exchange, NativeOp, Segment, cut
 from graph.dialect import AllReduce, Broadcast
 from graph.errors import GraphError
 from tests.backends.toys import Maker, mlp_rank
@@ -209,3 +210,37 @@ def test_what_weights_alone_make_may_be_exchanged_or_be_an_output() -> None:
     out = maker.op("Exp", maker.weight("v", np.ones(2, np.float32)))
     model = maker.model([maker.op("Add", first, second), out])
     assert kinds(model) == ["Abs+Exp", "AllReduce", "Neg", "AllReduce", "Add"]
+
+
+# --- collectives inside segments ------------------------------------------------------------------
+
+NATIVE = NativeOp("native", "Sum", {"link": 7, "step": 1})
+
+
+def test_collectives_inside_a_segment_are_its_nodes() -> None:
+    (first, gather) = cut(mlp_rank(0, 2), inside=sums_inside).steps
+    assert isinstance(first, Segment) and isinstance(gather, Exchange)
+    assert [node.op_type for node in first.model.graph] == [
+        *("MatMul", "Add", "Relu", "MatMul", "Sum", "Add", "MatMul"),
+    ]
+    (node,) = (node for node in first.model.graph if node.domain == "native")
+    assert {name: a.as_int() for name, a in node.attributes.items()} == NATIVE.attributes
+    assert first.model.graph.opset_imports["native"] == 1
+    assert (first.level, first.last_level, gather.level) == (0, 1, 1)
+    assert [node.op_type for node in mlp_rank(0, 2).graph].count("AllReduce") == 1  # as it was
+
+
+def test_weights_that_must_be_read_into_memory_end_a_segment(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    model = long_chain(40)
+    assert len(cut(model, inside=sums_inside).steps) == 1
+    monkeypatch.setattr(segments, "READ_BYTES", 16)
+    steps = cut(model, inside=sums_inside).steps
+    found = [step for step in steps if isinstance(step, Segment)]
+    assert len(found) == 8  # each with the weights of five of the forty levels that have any
+    assert all(step.last_level - step.level < 6 for step in found)
+
+
+def sums_inside(exchange: Exchange) -> NativeOp | None:
+    return NATIVE if isinstance(exchange.op, AllReduce) else None

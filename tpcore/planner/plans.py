@@ -114,7 +114,10 @@ def price_of(model: ir.Model, shapes: Shapes, works: Sequence[Work], request: Re
 def _by_all_reduce(
     model: ir.Model, shapes: Shapes, works: Sequence[Work], request: Request, price: float
 ) -> dict[str, str]:
-    """Placements of the plan that exchanges by AllReduce wherever it can, as Megatron-LM does."""
+    """Placements of the plan that exchanges by AllReduce wherever it can, as Megatron-LM does.
+
+    Outputs are gathered, as its logits are: to sum parts of them would send twice as much.
+    """
     links = tuple(
         replace(
             link,
@@ -128,6 +131,12 @@ def _by_all_reduce(
     )
     topology = replace(request.topology, links=links)
     problem = problem_of(model, shapes, works, replace(request, preset=AUTO, topology=topology))
+    outputs = set(model.graph.outputs) - set(problem.states.values())
+    for (maker, made), table in problem.graph.pairs.items():
+        if made[1] in outputs:
+            avoided = AVOIDED_SECONDS * works[maker[0]].runs
+            gathered = np.isfinite(table) & (table >= avoided)
+            problem.graph.pairs[maker, made] = np.where(gathered, table - avoided, table)
     return _texts(problem, problem.solve(price)[0])
 
 
