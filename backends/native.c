@@ -135,10 +135,11 @@ static void record(char *records, int64_t step, int32_t phase, double when) {
 typedef struct OrtStatus OrtStatus;
 struct Op;
 
-enum { API_VERSION = 16, FLOAT = 1, MAX_DIMS = 32 };
+enum { API_VERSION = 16, FLOAT = 1, FAIL = 1, MAX_DIMS = 32 };
 
 typedef struct {
-    void *before_26[26];
+    OrtStatus *(*CreateStatus)(int, const char *);
+    void *before_26[26 - 1];
     OrtStatus *(*CreateCustomOpDomain)(const char *, void **);
     OrtStatus *(*CustomOpDomain_Add)(void *, const struct Op *);
     OrtStatus *(*AddCustomOpDomain)(void *, void *);
@@ -188,7 +189,8 @@ static OrtStatus *like(const Api *api, void *x, void *context, void **y, int64_t
     OrtStatus *wrong = api->GetTensorTypeAndShape(x, &info);
     if (wrong != NULL) return wrong;
     wrong = api->GetDimensionsCount(info, &rank);
-    if (wrong == NULL) wrong = api->GetDimensions(info, dims, rank < MAX_DIMS ? rank : MAX_DIMS);
+    if (wrong == NULL && rank > MAX_DIMS) wrong = api->CreateStatus(FAIL, "too many dims");
+    if (wrong == NULL) wrong = api->GetDimensions(info, dims, rank);
     api->ReleaseTensorTypeAndShapeInfo(info);
     if (wrong != NULL) return wrong;
     *count = 1;

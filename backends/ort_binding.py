@@ -7,7 +7,7 @@ leave the graph never stay, they are the caller's; nor do large ones, whose memo
 use in between.
 
 onnxruntime checks the shape of a result that it is given before it writes it. A run that fails is
-therefore made once more without any (which must not draw random numbers twice).
+therefore made once more without any (which must neither draw random numbers twice nor exchange).
 """
 
 from __future__ import annotations

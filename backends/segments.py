@@ -29,6 +29,8 @@ MAX_IR_VERSION = 13
 """The newest IR version that onnxruntime 1.31 and 1.32 load."""
 
 
+BLIND = ("Shape", "Size")
+"""Ops that do not look at the contents of what they read."""
 READ_BYTES, MOST_SESSIONS = 64 << 20, 8
 """Weights that must be read into memory first are packed by several sessions: by so many, or of so
 many bytes each. One for all would hold them twice."""
@@ -145,11 +147,14 @@ class _Cutter:
     inside: Inside
     level: dict[ir.Value, int] = field(default_factory=dict)
     """Per value the number of collectives that must have run before it exists."""
+    varying: set[ir.Value] = field(default_factory=set)
+    wanted: set[ir.Value] = field(default_factory=set)
 
     def program(self) -> Program:
         collectives = collectives_of(self.model)
         groups = self._levels(collectives)
         constants = self._constants(collectives)
+        self._follow_contents()
         needed = self._needed(collectives, groups)
         steps: list[Step] = []
         nodes, first, native = groups[0], 0, dict[str, NativeOp]()
@@ -175,9 +180,26 @@ class _Cutter:
         return Program(tuple(steps), inputs, outputs, constants)
 
     def _may_be_inside(self, node: ir.Node, level: int) -> bool:
-        """Whether a collective runs after the one before it wherever both stand."""
+        """Whether a collective runs once, and after the one before it, wherever both stand.
+
+        An optimizer may compute ahead what no input decides, and drop what decides no output.
+        """
         operand = _operand(node)
-        return not self._is_const(operand) and self.level.get(operand, 0) == level
+        runs_once = operand in self.varying and node.outputs[0] in self.wanted
+        return runs_once and self.level.get(operand, 0) == level
+
+    def _follow_contents(self) -> None:
+        """Find what the contents of inputs decide, and what decides the contents of outputs."""
+        graph = self.model.graph
+        self.varying.update(graph.inputs)
+        self.wanted.update(graph.outputs)
+        nodes = [node for node in graph if node.op_type not in BLIND]
+        for node in nodes:
+            if any(value in self.varying for value in operands(node)):
+                self.varying.update(node.outputs)
+        for node in reversed(nodes):
+            if any(value in self.wanted for value in node.outputs):
+                self.wanted.update(operands(node))
 
     def _bytes_to_read(self, nodes: Sequence[ir.Node]) -> int:
         """Of the weights of some nodes, those that do not lie in a file that is mapped."""

@@ -230,6 +230,18 @@ def test_collectives_inside_a_segment_are_its_nodes() -> None:
     assert [node.op_type for node in mlp_rank(0, 2).graph].count("AllReduce") == 1  # as it was
 
 
+def test_what_an_optimizer_may_compute_ahead_or_drop_is_a_step_of_its_own() -> None:
+    maker = Maker()
+    x = maker.input("x", (2,))
+    maker.collective(AllReduce("tp"), maker.op("Neg", x), "nobody_reads")
+    folded = maker.op("Neg", maker.weight("w", np.ones(2, np.float32)))
+    total = maker.collective(AllReduce("tp"), folded, "of_weights")
+    blind = maker.collective(AllReduce("tp"), maker.op("Add", x, total), "for_its_shape")
+    shape = maker.op("Cast", maker.op("Shape", blind), to=ir.DataType.FLOAT)
+    model = maker.model([maker.op("Add", shape, total)])
+    assert len(cut(model, inside=sums_inside).exchanges) == 3
+
+
 def test_weights_that_must_be_read_into_memory_end_a_segment(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
