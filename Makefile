@@ -35,6 +35,8 @@ demo: $(BASE)  ## split a small Llama, run it, compare it with the unsplit model
 	@$(BIN)/tpcore demo
 
 test: $(DEV) lint  ## lint, types and all tests
+	@echo "[test] exporting the models of the tests into .cache (minutes, once)"
+	@$(BIN)/python -m tests.prepare
 	@$(BIN)/python -m pytest -m "not alone" -n auto --dist loadfile
 	@$(BIN)/python -m pytest -m alone
 

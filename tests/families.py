@@ -16,6 +16,7 @@ import subprocess
 import sys
 import zlib
 from collections.abc import Sequence
+from contextlib import ExitStack
 from importlib.metadata import version
 from pathlib import Path
 
@@ -122,7 +123,9 @@ def make_families(families: Sequence[str]) -> None:
     """Export those that are not cached, in one process: torch takes seconds to import."""
     folder = _folder()
     folder.mkdir(parents=True, exist_ok=True)
-    with _locked(folder / "lock"):
+    with ExitStack() as locks:
+        for family in sorted(families):  # in this order everywhere, so that nobody waits in a ring
+            locks.enter_context(_locked(folder / f"{family}.lock"))
         missing = [family for family in families if not (folder / family).is_dir()]
         if missing:
             _run_exporter(folder, missing)

@@ -116,7 +116,8 @@ def _by_all_reduce(
 ) -> dict[str, str]:
     """Placements of the plan that exchanges by AllReduce wherever it can, as Megatron-LM does.
 
-    Outputs are gathered, as its logits are: to sum parts of them would send twice as much.
+    Outputs made from what every rank holds are gathered, as its logits are: to sum parts of them
+    would send twice as much.
     """
     links = tuple(
         replace(
@@ -131,13 +132,40 @@ def _by_all_reduce(
     )
     topology = replace(request.topology, links=links)
     problem = problem_of(model, shapes, works, replace(request, preset=AUTO, topology=topology))
-    outputs = set(model.graph.outputs) - set(problem.states.values())
-    for (maker, made), table in problem.graph.pairs.items():
-        if made[1] in outputs:
-            avoided = AVOIDED_SECONDS * works[maker[0]].runs
-            gathered = np.isfinite(table) & (table >= avoided)
-            problem.graph.pairs[maker, made] = np.where(gathered, table - avoided, table)
-    return _texts(problem, problem.solve(price)[0])
+    choices = problem.solve(price)[0]
+    outputs = {v for v in model.graph.outputs if _is_cut_from_whole(problem.space, choices, v)}
+    outputs -= set(problem.states.values())
+    if outputs:
+        for (maker, made), table in problem.graph.pairs.items():
+            if made[1] in outputs:
+                avoided = AVOIDED_SECONDS * works[maker[0]].runs
+                gathered = np.isfinite(table) & (table >= avoided)
+                problem.graph.pairs[maker, made] = np.where(gathered, table - avoided, table)
+        choices = problem.solve(price)[0]
+    return _texts(problem, choices)
+
+
+def _is_cut_from_whole(space: StrategySpace, choices: Choices, value: ir.Value) -> bool:
+    """Whether parts that are summed to this value stem from one that all ranks hold, by cuts alone.
+
+    The parts of a row-split weight's input that a column-split weight has made do not.
+    """
+    node = value.producer()
+    while node is not None:
+        held = choices.strategy[node].operands
+        pairs = [(v, h) for v, h in zip(node.inputs, held) if v is not None]
+        parts = [v for v, h in pairs if not space.sharding(v, h).is_replicated]
+        made = [v for v in parts if v.const_value is None]
+        if not made or (node is not value.producer() and any(_is_matrix(v) for v in parts)):
+            return False
+        if any(space.sharding(v, choices.hub[v]).is_replicated for v in made):
+            return True
+        node = made[0].producer()
+    return False
+
+
+def _is_matrix(value: ir.Value) -> bool:
+    return value.const_value is not None and len(value.const_value.shape) >= 2
 
 
 def _all_one_way(
