@@ -32,8 +32,8 @@ from tpcore.workload import Work
 MEGATRON = "megatron"
 PRESETS = (AUTO, MEGATRON, COLWISE, ROWWISE, REPLICATE)
 """The cheapest plan; the one that exchanges by AllReduce; and, of all weights, one way to hold."""
-AVOIDED_SECONDS = 1.0
-"""What a collective costs that should not be used."""
+AVOIDED_SECONDS, PARTIAL_SECONDS = 1.0, 1e-5
+"""What a collective costs that should not be used, and a partial value that is passed on."""
 MOST_RANKS = 4096
 """Where the search for a number of ranks that fits ends."""
 
@@ -132,6 +132,7 @@ def _by_all_reduce(
     )
     topology = replace(request.topology, links=links)
     problem = problem_of(model, shapes, works, replace(request, preset=AUTO, topology=topology))
+    _prefer_sums(problem)
     choices = problem.solve(price)[0]
     outputs = {v for v in model.graph.outputs if _is_cut_from_whole(problem.space, choices, v)}
     outputs -= set(problem.states.values())
@@ -145,18 +146,26 @@ def _by_all_reduce(
     return _texts(problem, choices)
 
 
+def _prefer_sums(problem: Problem) -> None:
+    """Sum partial values where they are made, all else being equal: so the AllReduce is theirs."""
+    for value, hubs in problem.options.hubs.items():
+        partial_ones = [problem.space.sharding(value, hub).is_partial for hub in hubs]
+        problem.graph.unary[problem.key(0, value)] += PARTIAL_SECONDS * np.array(partial_ones)
+
+
 def _is_cut_from_whole(space: StrategySpace, choices: Choices, value: ir.Value) -> bool:
     """Whether parts that are summed to this value stem from one that all ranks hold, by cuts alone.
 
     The parts of a row-split weight's input that a column-split weight has made do not.
     """
-    node = value.producer()
+    node, matrices = value.producer(), 0
     while node is not None:
         held = choices.strategy[node].operands
         pairs = [(v, h) for v, h in zip(node.inputs, held) if v is not None]
         parts = [v for v, h in pairs if not space.sharding(v, h).is_replicated]
         made = [v for v in parts if v.const_value is None]
-        if not made or (node is not value.producer() and any(_is_matrix(v) for v in parts)):
+        matrices += any(_is_matrix(v) for v in parts)
+        if not made or matrices > 1:
             return False
         if any(space.sharding(v, choices.hub[v]).is_replicated for v in made):
             return True
