@@ -8,12 +8,16 @@
  * change: the interface promises that new ones are added at the end.
  */
 
+#define _POSIX_C_SOURCE 200809L
+
 #include <sched.h>
+#include <signal.h>
 #include <stddef.h>
 #include <stdint.h>
 #include <stdlib.h>
 #include <string.h>
 #include <time.h>
+#include <unistd.h>
 
 /* --- the shared memory ------------------------------------------------------------------------ */
 
@@ -28,10 +32,14 @@ typedef struct {
     int64_t chunk_bytes;  /* that are summed in one round */
     int64_t small_bytes;  /* up to here more than two ranks all sum everything */
     int64_t polls;        /* how often to look at a flag before the core is offered to others */
+    int64_t signals;      /* a file that Python's handler writes the numbers of signals to, or -1 */
     double patience;      /* seconds of that before naps */
     double nap;           /* seconds */
     double seconds;       /* spent in nodes so far */
 } Link;
+
+/* What native.py must find here: a library of another version of it would be misunderstood. */
+const int64_t tpcore_native_layout = (2 << 16) + sizeof(Link);
 
 static double now(void) {
     struct timespec t;
@@ -39,25 +47,38 @@ static double now(void) {
     return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
 }
 
-static void wait_for(const Link *link, const int64_t *flag, int64_t count) {
+/* Whether Ctrl-C has come. Python itself looks only when the session is done. */
+static int interrupted(const Link *link) {
+    char signals[16];
+    ssize_t count = link->signals < 0 ? 0 : read((int)link->signals, signals, sizeof signals);
+    return count > 0 && memchr(signals, SIGINT, count) != NULL;
+}
+
+static int wait_for(const Link *link, const int64_t *flag, int64_t count) {
     /* No PAUSE: in a virtual machine a row of them gives the core away. */
     for (int64_t i = 0; i < link->polls; i++)
-        if (__atomic_load_n(flag, __ATOMIC_ACQUIRE) >= count) return;
+        if (__atomic_load_n(flag, __ATOMIC_ACQUIRE) >= count) return 1;
     double patient_until = now() + link->patience;
     struct timespec nap = {0, (long)(link->nap * 1e9)};
     while (__atomic_load_n(flag, __ATOMIC_ACQUIRE) < count) {
-        if (link->patience > 0 && now() < patient_until)
+        if (link->patience > 0 && now() < patient_until) {
             sched_yield();
-        else
+        } else {
+            if (interrupted(link)) return 0;
             nanosleep(&nap, NULL);
+        }
     }
+    return 1;
 }
 
-static void meet(Link *link) {
+/* Wait for all; 0 if Ctrl-C has come before they have. */
+static int meet(Link *link) {
     int64_t count = ++*link->count;
     __atomic_store_n(link->flags + link->rank * link->stride, count, __ATOMIC_RELEASE);
     for (int64_t other = 0; other < link->size; other++)
-        if (other != link->rank) wait_for(link, link->flags + other * link->stride, count);
+        if (other != link->rank && !wait_for(link, link->flags + other * link->stride, count))
+            return 0;
+    return 1;
 }
 
 /* The slot of a rank in the set that has its turn after `ahead` more meetings. */
@@ -74,40 +95,43 @@ static void add(float *total, const float *a, const float *b, int64_t n) {
 }
 
 /* Every rank sums everything: one meeting. */
-static void sum_all(Link *link, const float *operand, float *total, int64_t n) {
+static int sum_all(Link *link, const float *operand, float *total, int64_t n) {
     memcpy(slot(link, link->rank, 0), operand, n * sizeof *operand);
-    meet(link);
+    if (!meet(link)) return 0;
     /* Its own part each rank has at hand, unless the sum has overwritten it already. */
     const float *first = link->rank == 0 ? operand : slot(link, 0, -1);
     add(total, first, link->rank == 1 ? operand : slot(link, 1, -1), n);
     for (int64_t rank = 2; rank < link->size; rank++) add(total, total, slot(link, rank, -1), n);
+    return 1;
 }
 
 /* Every rank sums its share into its slot, and all copy the sums: two meetings. */
-static void sum_shares(Link *link, const float *operand, float *total, int64_t n) {
+static int sum_shares(Link *link, const float *operand, float *total, int64_t n) {
     int64_t size = link->size, begin = n * link->rank / size, end = n * (link->rank + 1) / size;
     memcpy(slot(link, link->rank, 0), operand, n * sizeof *operand);
-    meet(link);
+    if (!meet(link)) return 0;
     float *mine = slot(link, link->rank, 0) + begin;
     for (int64_t rank = 1; rank < size; rank++) {
         const float *before = rank > 1 ? mine : slot(link, 0, -1) + begin;
         add(mine, before, slot(link, rank, -1) + begin, end - begin);
     }
-    meet(link);
+    if (!meet(link)) return 0;
     for (int64_t rank = 0; rank < size; rank++) {
         int64_t from = n * rank / size, to = n * (rank + 1) / size;
         memcpy(total + from, slot(link, rank, -1) + from, (to - from) * sizeof *total);
     }
+    return 1;
 }
 
-/* Sum float32 of all ranks; `total` may be `operand`. */
-static void sum(Link *link, const float *operand, float *total, int64_t n) {
+/* Sum float32 of all ranks; `total` may be `operand`. 0 if Ctrl-C has come. */
+static int sum(Link *link, const float *operand, float *total, int64_t n) {
     int64_t step = link->chunk_bytes / (int64_t)sizeof *operand;
     int all = link->size == 2 || n * (int64_t)sizeof *operand <= link->small_bytes;
     for (int64_t begin = 0; begin < n; begin += step) {
         int64_t count = n - begin < step ? n - begin : step;
-        (all ? sum_all : sum_shares)(link, operand + begin, total + begin, count);
+        if (!(all ? sum_all : sum_shares)(link, operand + begin, total + begin, count)) return 0;
     }
+    return 1;
 }
 
 /* --- the flight recorder, as flight.py reads it ----------------------------------------------- */
@@ -127,7 +151,7 @@ static void record(char *records, int64_t step, int32_t phase, double when) {
     int64_t *total = (int64_t *)(records + TOTAL), number = *total;
     Record written = {number, (int32_t)step, phase, *(int64_t *)(records + ENTERED), when};
     memcpy(records + FIRST + sizeof written * (number % RING), &written, sizeof written);
-    *total = number + 1;
+    __atomic_store_n(total, number + 1, __ATOMIC_RELEASE);
 }
 
 /* --- the op ----------------------------------------------------------------------------------- */
@@ -176,10 +200,12 @@ static OrtStatus *make_kernel(const struct Op *op, const Api *api, const void *i
     int64_t link = 0, step = 0;
     OrtStatus *wrong = api->KernelInfoGetAttribute_int64(info, "link", &link);
     if (wrong == NULL) wrong = api->KernelInfoGetAttribute_int64(info, "step", &step);
-    Kernel *kernel = wrong == NULL ? malloc(sizeof *kernel) : NULL;
-    if (kernel != NULL) *kernel = (Kernel){api, (Link *)(intptr_t)link, step};
+    if (wrong != NULL) return wrong;
+    Kernel *kernel = malloc(sizeof *kernel);
+    if (kernel == NULL) return api->CreateStatus(FAIL, "out of memory");
+    *kernel = (Kernel){api, (Link *)(intptr_t)link, step};
     *made = kernel;
-    return wrong;
+    return NULL;
 }
 
 static OrtStatus *like(const Api *api, void *x, void *context, void **y, int64_t *count) {
@@ -213,7 +239,8 @@ static OrtStatus *compute(void *held, void *context) {
     if (wrong != NULL) return wrong;
     if (link->records != NULL) ++*(int64_t *)(link->records + ENTERED);
     record(link->records, kernel->step, ENTER, began);
-    sum(link, operand, total, count);
+    if (interrupted(link) || !sum(link, operand, total, count))
+        return api->CreateStatus(FAIL, "it was interrupted");
     double ended = now();
     record(link->records, kernel->step, LEAVE, ended);
     record(link->records, kernel->step + 1, ENTER, ended);
@@ -225,8 +252,11 @@ static const char *name(const struct Op *op) { return "AllReduce"; }
 static const char *provider(const struct Op *op) { return NULL; }
 static int type(const struct Op *op, size_t i) { return FLOAT; }
 static size_t one(const struct Op *op) { return 1; }
+static size_t two(const struct Op *op) { return 2; }
 static int zero(const struct Op *op) { return 0; }
 static int required(const struct Op *op, size_t i) { return 0; }
+/* The second input is the result of the collective before: so they run in order. */
+static int first_required(const struct Op *op, size_t i) { return i > 0; }
 
 static const struct Op {
     uint32_t version;
@@ -253,11 +283,11 @@ static const struct Op {
     .GetName = name,
     .GetExecutionProviderType = provider,
     .GetInputType = type,
-    .GetInputTypeCount = one,
+    .GetInputTypeCount = two,
     .GetOutputType = type,
     .GetOutputTypeCount = one,
     .KernelDestroy = free,
-    .GetInputCharacteristic = required,
+    .GetInputCharacteristic = first_required,
     .GetOutputCharacteristic = required,
     .GetInputMemoryType = required,
     .GetVariadicInputMinArity = zero,
@@ -273,9 +303,11 @@ OrtStatus *RegisterCustomOps(void *options, const ApiBase *base) {
     static void *domain; /* must live as long as any session */
     const Api *api = base->GetApi(API_VERSION);
     if (domain == NULL) {
-        OrtStatus *wrong = api->CreateCustomOpDomain("tpcore.native", &domain);
-        if (wrong == NULL) wrong = api->CustomOpDomain_Add(domain, &all_reduce);
+        void *made;
+        OrtStatus *wrong = api->CreateCustomOpDomain("tpcore.native", &made);
+        if (wrong == NULL) wrong = api->CustomOpDomain_Add(made, &all_reduce);
         if (wrong != NULL) return wrong;
+        domain = made;
     }
     return api->AddCustomOpDomain(options, domain);
 }

@@ -8,6 +8,8 @@ collectives. Everything works without it.
 from __future__ import annotations
 
 import ctypes
+import os
+import signal
 from functools import cache
 from importlib.util import find_spec
 from mmap import mmap
@@ -21,6 +23,8 @@ DOMAIN = "tpcore.native"
 """Of the ops in sessions: one input, one output, attributes `link` and `step`."""
 
 
+_VERSION = 2
+"""Of what native.c and Python share: `Link`, the window's rounds, the flight recorder."""
 _POLLS = 20
 """Looks at a flag in the time that Python takes for one."""
 
@@ -33,7 +37,8 @@ class _Link(ctypes.Structure):
         *(
             (name, ctypes.c_int64)
             for name in (
-                *("rank", "size", "stride", "slot_bytes", "chunk_bytes", "small_bytes", "polls"),
+                *("rank", "size", "stride", "slot_bytes", "chunk_bytes", "small_bytes"),
+                *("polls", "signals"),
             )
         ),
         *((name, ctypes.c_double) for name in ("patience", "nap", "seconds")),
@@ -41,16 +46,24 @@ class _Link(ctypes.Structure):
 
 
 @cache
-def path() -> str | None:
-    """Where the library lies; None where it was not built or does not load."""
+def examine() -> tuple[str | None, str]:
+    """Where the library lies, or None and why it is not used."""
     found = find_spec("backends._native")
     if found is None or found.origin is None:
-        return None
+        return None, "pip found no C compiler when it installed tpcore"
     try:
-        ctypes.CDLL(found.origin)
-    except OSError:
-        return None
-    return found.origin
+        library = ctypes.CDLL(found.origin)
+        layout = ctypes.c_int64.in_dll(library, "tpcore_native_layout").value
+    except (OSError, ValueError) as error:
+        return None, f"{found.origin} does not load: {error}"
+    if layout != (_VERSION << 16) + ctypes.sizeof(_Link):
+        return None, f"{found.origin} is of another version: install tpcore again"
+    return found.origin, ""
+
+
+def path() -> str | None:
+    """Where the library lies; None where it is not used."""
+    return examine()[0]
 
 
 class Link:
@@ -70,6 +83,7 @@ class Link:
             chunk_bytes=min(chunk_bytes, window.slot_bytes),
             small_bytes=small_bytes,
             polls=window.polls * _POLLS,
+            signals=_signals(),
             patience=window.patience_seconds,
             nap=NAP_SECONDS,
         )
@@ -100,6 +114,26 @@ def native_op(link: Link, exchange: Exchange, step: int) -> NativeOp | None:
 def link_through(window: Window, chunk_bytes: int, small_bytes: int) -> Link | None:
     """The library's way through a window; None where it was not built."""
     return None if path() is None else Link(window, chunk_bytes, small_bytes)
+
+
+@cache
+def _signals() -> int:
+    """A file from which the numbers of signals can be read that Python's handlers get; or -1.
+
+    Python runs its handlers between two of its own steps, which a session may keep it from long.
+    """
+    reader, writer = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
+    try:
+        before = signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
+    except ValueError:  # not the main thread
+        before = -2
+    if before == -1:
+        return reader
+    if before >= 0:  # somebody else's
+        signal.set_wakeup_fd(before)
+    os.close(reader)
+    os.close(writer)
+    return -1
 
 
 def _address(memory: mmap | memoryview) -> int:

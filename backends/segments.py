@@ -129,8 +129,9 @@ def collectives_of(model: ir.Model) -> list[ir.Node]:
 def cut(model: ir.Model, *, expose_all: bool = False, inside: Inside | None = None) -> Program:
     """Cut a rank graph into segments and exchanges; with `expose_all` every value is an output.
 
-    Collectives that may be `inside` are nodes of segments, as long as each needs the one before it:
-    the order of other nodes is the executor's. Weights that lie in no file end a segment at times.
+    Collectives that may be `inside` are nodes of segments, each with the result of the one before
+    it as a second operand, which keeps their order. Weights that lie in no file end a segment at
+    times.
 
     Raises:
         GraphError: tags contradict the data flow, or a value between segments has no type.
@@ -162,7 +163,7 @@ class _Cutter:
         limit, read = max(sum(sizes) // MOST_SESSIONS, READ_BYTES), sizes[0]
         for level, node in enumerate(collectives):
             exchange = exchange_of(node, level)
-            op = self.inside(exchange) if self._may_be_inside(node, level) else None
+            op = self.inside(exchange) if self._may_be_inside(node) else None
             read += sizes[level + 1]
             if op is not None and read <= limit:
                 native[exchange.result] = op
@@ -179,14 +180,12 @@ class _Cutter:
         steps = _with_liveness(steps, outputs, owned, set(constants), self.expose_all)
         return Program(tuple(steps), inputs, outputs, constants)
 
-    def _may_be_inside(self, node: ir.Node, level: int) -> bool:
-        """Whether a collective runs once, and after the one before it, wherever both stand.
+    def _may_be_inside(self, node: ir.Node) -> bool:
+        """Whether a collective surely runs once in every run.
 
         An optimizer may compute ahead what no input decides, and drop what decides no output.
         """
-        operand = _operand(node)
-        runs_once = operand in self.varying and node.outputs[0] in self.wanted
-        return runs_once and self.level.get(operand, 0) == level
+        return _operand(node) in self.varying and node.outputs[0] in self.wanted
 
     def _follow_contents(self) -> None:
         """Find what the contents of inputs decide, and what decides the contents of outputs."""
@@ -306,9 +305,9 @@ class _Cutter:
         model = self._as_model(view)
         for value, copied in zip(outputs, model.graph.outputs):
             copied.meta[PASSES_ON] = not leaves(value)
-        for node in model.graph:
-            if is_collective(node):
-                _make_native(node, native[_name(node.outputs[0])])
+        before: ir.Value | None = None
+        for node in collectives_of(model):
+            before = _make_native(node, native[_name(node.outputs[0])], before)
         return [
             Segment(
                 model,
@@ -348,11 +347,16 @@ def _operand(node: ir.Node) -> ir.Value:
     return operand
 
 
-def _make_native(node: ir.Node, op: NativeOp) -> None:
+def _make_native(node: ir.Node, op: NativeOp, before: ir.Value | None) -> ir.Value:
+    """Turn a collective into an executor's node that runs after the one that made `before`."""
     node.domain, node.op_type = op.domain, op.op_type
     node.attributes.clear()
     for name, number in op.attributes.items():
         node.attributes.add(ir.AttrInt64(name, number))
+    if before is not None:
+        node.resize_inputs(2)
+        node.replace_input_with(1, before)
+    return node.outputs[0]
 
 
 def exchanges_of(model: ir.Model) -> list[Exchange]:

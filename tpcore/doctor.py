@@ -39,7 +39,7 @@ def examine() -> dict[str, Any]:
         "machine": f"{platform.system()} {platform.machine()}, {usable_cores()} cores",
         "packages": {name: _version(name) for name in PACKAGES},
         "mpi_launcher": _launcher(),
-        "compiled_part": native.path(),
+        "compiled_part": dict(zip(("path", "reason"), native.examine())),
         "backends": backends,
         "devices": devices.by_vendors_tools(),
         "torch_devices": devices.by_torch() if _may_have_devices(backends) else {},
@@ -76,8 +76,10 @@ def doctor_command(args: argparse.Namespace) -> int:
         versions = (f"{name} {version or '–'}" for name, version in found["packages"].items())
         print(f"packages      {', '.join(versions)}")
         print(f"MPI launcher  {found['mpi_launcher'] or 'none'}")
-        compiled = found["compiled_part"] or "none: no C compiler at installation, steps are slower"
-        print(f"compiled part {compiled}")
+        compiled = found["compiled_part"]
+        print(
+            f"compiled part {compiled['path'] or 'none, so steps are slower: '}{compiled['reason']}"
+        )
         print("backends")
         for name, state in found["backends"].items():
             mark = "ok " if state["available"] else "no "
