@@ -14,14 +14,13 @@ from functools import cache
 from importlib.util import find_spec
 from mmap import mmap
 
-from graph.dialect import AllReduce, Collective
+from graph.dialect import AllReduce
 
 from .segments import Exchange, NativeOp
 from .window import FLAG_STRIDE, NAP_SECONDS, Window, header_bytes
 
 DOMAIN = "tpcore.native"
-"""Of the ops in sessions: one input, one output, attributes `link` and `step`."""
-
+"""Of the ops in sessions: operand, result of the op before, attributes `link` and `step`."""
 
 _VERSION = 2
 """Of what native.c and Python share: `Link`, the window's rounds, the flight recorder."""
@@ -33,15 +32,13 @@ class _Link(ctypes.Structure):
     """`Link` of native.c."""
 
     _fields_ = [
-        *((name, ctypes.c_void_p) for name in ("count", "flags", "slots", "records")),
-        *(
-            (name, ctypes.c_int64)
-            for name in (
-                *("rank", "size", "stride", "slot_bytes", "chunk_bytes", "small_bytes"),
-                *("polls", "signals"),
-            )
-        ),
-        *((name, ctypes.c_double) for name in ("patience", "nap", "seconds")),
+        (name, kind)
+        for names, kind in (
+            ("count flags slots records", ctypes.c_void_p),
+            ("rank size stride slot_bytes chunk_bytes small_bytes polls signals", ctypes.c_int64),
+            ("patience nap seconds", ctypes.c_double),
+        )
+        for name in names.split()
     ]
 
 
@@ -99,16 +96,13 @@ class Link:
         """Time spent in nodes so far."""
         return float(self._struct.seconds)
 
-    def takes(self, op: Collective, dtype: str) -> bool:
-        """Whether the library can run a collective on elements of an ONNX type."""
-        return isinstance(op, AllReduce) and op.reduce == "sum" and dtype == "FLOAT"
-
 
 def native_op(link: Link, exchange: Exchange, step: int) -> NativeOp | None:
     """The node that runs a collective and calls itself `step`; None where the library cannot."""
-    if not link.takes(exchange.op, exchange.dtype):
+    op = exchange.op
+    if not isinstance(op, AllReduce) or op.reduce != "sum" or exchange.dtype != "FLOAT":
         return None
-    return NativeOp(DOMAIN, exchange.op.op_type, {"link": link.address, "step": step})
+    return NativeOp(DOMAIN, op.op_type, {"link": link.address, "step": step})
 
 
 def link_through(window: Window, chunk_bytes: int, small_bytes: int) -> Link | None:

@@ -71,8 +71,10 @@ class RankProgram:
         self._link: Link | None = getattr(communicator, "native", None)
         self.program = cut(model, inside=self._inside)
         self._check = input_check(self.program.inputs)
-        self._prepared = prepare_steps(self.program, executor, threads)
-        self._steps = [(step, prepared, *self._numbers(step)) for step, prepared in self._prepared]
+        self._steps = [
+            (step, prepared, *self._numbers(step))
+            for step, prepared in prepare_steps(self.program, executor, threads)
+        ]
         self._constants = constants_of(self.program, executor)
 
     def _inside(self, exchange: Exchange) -> NativeOp | None:
@@ -118,7 +120,7 @@ class RankProgram:
 
     def write_into(self, outputs: Mapping[str, Tensor]) -> bool:
         """From now on put these outputs into these tensors; False where the executor cannot."""
-        return write_into(self._prepared, outputs)
+        return write_into([(step, prepared) for step, prepared, *_ in self._steps], outputs)
 
     def _run(self, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
         enter, leave = self._monitor.enter, self._monitor.leave

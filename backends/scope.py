@@ -53,6 +53,23 @@ def is_constant(node: ir.Node) -> bool:
     return node.op_type == "Constant" and node.domain in ("", "ai.onnx")
 
 
+BLIND = ("Shape", "Size")
+"""Ops that do not look at the contents of what they read."""
+
+
+def follow_contents(graph: ir.Graph) -> tuple[set[ir.Value], set[ir.Value]]:
+    """What the contents of inputs decide, and what decides the contents of outputs."""
+    varying, wanted = set(graph.inputs), set(graph.outputs)
+    nodes = [node for node in graph if node.op_type not in BLIND]
+    for node in nodes:
+        if any(value in varying for value in operands(node)):
+            varying.update(node.outputs)
+    for node in reversed(nodes):
+        if any(value in wanted for value in node.outputs):
+            wanted.update(operands(node))
+    return varying, wanted
+
+
 def leaves(value: ir.Value) -> bool:
     """Whether a value is an output of the rank graph, or collectives make one of it."""
     users = (node for node, _ in value.uses() if is_collective(node))

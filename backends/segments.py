@@ -23,14 +23,12 @@ import onnx_ir as ir
 from graph.dialect import DOMAIN, Collective, is_collective, parse_node, tag_of
 from graph.errors import GraphError
 
-from .scope import PASSES_ON, is_constant, leaves, nodes_inside, operands
+from .scope import PASSES_ON, follow_contents, is_constant, leaves, nodes_inside, operands
 
 MAX_IR_VERSION = 13
 """The newest IR version that onnxruntime 1.31 and 1.32 load."""
 
 
-BLIND = ("Shape", "Size")
-"""Ops that do not look at the contents of what they read."""
 READ_BYTES, MOST_SESSIONS = 64 << 20, 8
 """Weights that must be read into memory first are packed by several sessions: by so many, or of so
 many bytes each. One for all would hold them twice."""
@@ -150,12 +148,13 @@ class _Cutter:
     """Per value the number of collectives that must have run before it exists."""
     varying: set[ir.Value] = field(default_factory=set)
     wanted: set[ir.Value] = field(default_factory=set)
+    """What an input decides, and what decides an output."""
 
     def program(self) -> Program:
         collectives = collectives_of(self.model)
         groups = self._levels(collectives)
         constants = self._constants(collectives)
-        self._follow_contents()
+        self.varying, self.wanted = follow_contents(self.model.graph)
         needed = self._needed(collectives, groups)
         steps: list[Step] = []
         nodes, first, native = groups[0], 0, dict[str, NativeOp]()
@@ -186,19 +185,6 @@ class _Cutter:
         An optimizer may compute ahead what no input decides, and drop what decides no output.
         """
         return _operand(node) in self.varying and node.outputs[0] in self.wanted
-
-    def _follow_contents(self) -> None:
-        """Find what the contents of inputs decide, and what decides the contents of outputs."""
-        graph = self.model.graph
-        self.varying.update(graph.inputs)
-        self.wanted.update(graph.outputs)
-        nodes = [node for node in graph if node.op_type not in BLIND]
-        for node in nodes:
-            if any(value in self.varying for value in operands(node)):
-                self.varying.update(node.outputs)
-        for node in reversed(nodes):
-            if any(value in self.wanted for value in node.outputs):
-                self.wanted.update(operands(node))
 
     def _bytes_to_read(self, nodes: Sequence[ir.Node]) -> int:
         """Of the weights of some nodes, those that do not lie in a file that is mapped."""
@@ -306,7 +292,7 @@ class _Cutter:
         for value, copied in zip(outputs, model.graph.outputs):
             copied.meta[PASSES_ON] = not leaves(value)
         before: ir.Value | None = None
-        for node in collectives_of(model):
+        for node in collectives_of(model) if native else ():
             before = _make_native(node, native[_name(node.outputs[0])], before)
         return [
             Segment(

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from math import prod
+from typing import Any
 
 import numpy as np
 from numpy.lib.stride_tricks import sliding_window_view
@@ -18,22 +19,25 @@ Sizes = Sequence[int] | None
 
 
 class _Windows:
-    """Where the windows of a pooling op lie."""
+    """Where the windows of a pooling op on x lie; the attributes that all of them have."""
 
     def __init__(
         self,
-        given: Sequence[int],
-        kernel: Sequence[int],
-        auto_pad: str,
-        ceil_mode: int,
-        dilations: Sizes,
-        pads: Sizes,
-        strides: Sizes,
+        x: Array,
+        *,
+        kernel_shape: Sequence[int],
+        auto_pad: str = "NOTSET",
+        ceil_mode: int = 0,
+        dilations: Sizes = None,
+        pads: Sizes = None,
+        strides: Sizes = None,
     ) -> None:
-        count = len(kernel)
-        self.kernel = tuple(kernel)
+        given, count = x.shape[2:], len(kernel_shape)
+        self.kernel = tuple(kernel_shape)
+        self.dims = tuple(range(x.ndim, x.ndim + count))
+        """Of what `of` returns, those of the kernel."""
         self.step, self.spread = strides or [1] * count, dilations or [1] * count
-        self.reach = [d * (k - 1) + 1 for d, k in zip(self.spread, kernel)]
+        self.reach = [d * (k - 1) + 1 for d, k in zip(self.spread, kernel_shape)]
         self.begin, self.end, self.sizes = [], [], []
         for i, size in enumerate(given):
             begin, end = (pads[i], pads[count + i]) if pads else (0, 0)
@@ -71,56 +75,24 @@ class _Windows:
         return found
 
 
-def average_pool(
-    x: Array,
-    *,
-    kernel_shape: Sequence[int],
-    auto_pad: str = "NOTSET",
-    ceil_mode: int = 0,
-    count_include_pad: int = 0,
-    dilations: Sizes = None,
-    pads: Sizes = None,
-    strides: Sizes = None,
-) -> Outputs:
+def average_pool(x: Array, *, count_include_pad: int = 0, **attributes: Any) -> Outputs:
     """The mean of each window; what lies beyond the elements counts if asked, as zero."""
-    at = _Windows(x.shape[2:], kernel_shape, auto_pad, ceil_mode, dilations, pads, strides)
-    dims = tuple(range(x.ndim, x.ndim + len(kernel_shape)))
+    at = _Windows(x, **attributes)
     ones = np.ones((1, 1, *x.shape[2:]))
-    counted = at.of(ones, 0.0, float(count_include_pad)).sum(dims)
-    return ((at.of(x, 0.0).sum(dims, np.float64) / counted).astype(x.dtype),)
+    counted = at.of(ones, 0.0, float(count_include_pad)).sum(at.dims)
+    return ((at.of(x, 0.0).sum(at.dims, np.float64) / counted).astype(x.dtype),)
 
 
-def lp_pool(
-    x: Array,
-    *,
-    kernel_shape: Sequence[int],
-    auto_pad: str = "NOTSET",
-    ceil_mode: int = 0,
-    dilations: Sizes = None,
-    p: int = 2,
-    pads: Sizes = None,
-    strides: Sizes = None,
-) -> Outputs:
+def lp_pool(x: Array, *, p: int = 2, **attributes: Any) -> Outputs:
     """The p-norm of each window."""
-    at = _Windows(x.shape[2:], kernel_shape, auto_pad, ceil_mode, dilations, pads, strides)
-    dims = tuple(range(x.ndim, x.ndim + len(kernel_shape)))
-    summed = (np.abs(at.of(x, 0.0)).astype(np.float64) ** p).sum(dims)
+    at = _Windows(x, **attributes)
+    summed = (np.abs(at.of(x, 0.0)).astype(np.float64) ** p).sum(at.dims)
     return ((summed ** (1.0 / p)).astype(x.dtype),)
 
 
-def max_pool(
-    x: Array,
-    *,
-    kernel_shape: Sequence[int],
-    auto_pad: str = "NOTSET",
-    ceil_mode: int = 0,
-    dilations: Sizes = None,
-    pads: Sizes = None,
-    storage_order: int = 0,
-    strides: Sizes = None,
-) -> Outputs:
+def max_pool(x: Array, *, storage_order: int = 0, **attributes: Any) -> Outputs:
     """The greatest element of each window, and its number in all of x."""
-    at = _Windows(x.shape[2:], kernel_shape, auto_pad, ceil_mode, dilations, pads, strides)
+    at = _Windows(x, **attributes)
     least = -np.inf if x.dtype.kind == "f" else np.iinfo(x.dtype).min
     windows = at.of(x, least)
     flat = windows.reshape(*windows.shape[: x.ndim], prod(at.kernel))

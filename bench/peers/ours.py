@@ -117,7 +117,7 @@ def _watched(program: Any, run: Callable[[], Any]) -> tuple[Callable[[], Any], A
     from backends.exec_ort import OrtStep
 
     spent = [0.0]
-    for _, step in program._prepared:
+    for _, step, *_ in program._steps:
         if isinstance(step, OrtStep):
             step._run = _timed(step._run, spent)
     figures: dict[str, list[float]] = {"exchange_seconds": [], "ort_seconds": []}

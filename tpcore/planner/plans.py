@@ -347,11 +347,10 @@ def _check_outputs(graph: ir.Graph, names: Sequence[str]) -> None:
 def _check_ranks(space: StrategySpace, model: ir.Model, ranks: int) -> None:
     if ranks == 1 or space.chains:
         return
-    weights = [v for v in model.graph.initializers.values() if v.const_value is not None]
     sizes = {
         (int(size), v.name)
-        for v in weights
-        if len(v.const_value.shape) >= 2 and not is_index(v.const_value)  # type: ignore[union-attr, arg-type]
+        for v in model.graph.initializers.values()
+        if _is_matrix(v) and not is_index(v.const_value)  # type: ignore[arg-type]
         for size in v.const_value.shape.numpy()  # type: ignore[union-attr]
     }
     if not sizes:
