@@ -6,7 +6,8 @@ call costs a few microseconds of Python. Operands larger than a slot go in chunk
 
 AllReduce of two ranks, and small ones of more: every rank reads all operands and sums them, one
 meeting. Larger ones of more ranks: every rank sums its share of each chunk into its slot, and all
-read the sums, two meetings, each byte summed once. Sums run in rank order.
+read the sums, two meetings, each byte summed once. Larger ones of float32 that lie in the ranks'
+heaps (`heaps.py`): compiled code sums them there, two meetings and no copy. Sums run in rank order.
 """
 
 from __future__ import annotations
@@ -14,20 +15,22 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable, Sequence
-from mmap import mmap
 from typing import Any
 
 import numpy as np
+import onnx_ir as ir
 
 from graph.dialect import AllGather, AllReduce, AllToAll, Broadcast, Collective, ReduceScatter
 from graph.layout import box_of, put_box
 
 from .base import Communicator, Tensor
-from .native import link_through
+from .heaps import share_heaps
+from .native import Link, link_through, runs
 from .placement import core_numbers
+from .shared_memory import SharedMemory, map_memory, shared
 from .sums import NARROW, reduction
 from .swap import cut, in_chunks, swap
-from .window import SLOT_BYTES, Fence, SharedMemory, Window, map_memory, needs_fence
+from .window import SLOT_BYTES, Fence, Window, needs_fence, window_bytes
 
 SMALL_BYTES = 32 << 10
 """Up to this size more than two ranks all sum everything: one meeting less, more bytes read."""
@@ -45,11 +48,11 @@ class WindowCommunicator:
 
     asynchronous = False
 
-    def __init__(self, meeting: Communicator, window: Window) -> None:
+    def __init__(self, meeting: Communicator, window: Window, native: Link | None = None) -> None:
         self.rank, self.size = meeting.rank, meeting.size
         self.exchange, self.abort = meeting.exchange, meeting.abort
         self._window = window
-        self.native = link_through(window, CHUNK_BYTES, SMALL_BYTES)
+        self.native = native
         """How compiled code runs some collectives in the same rounds, where there is any."""
         self._plans: dict[tuple[int, Shape, Any], tuple[Collective, bool, Plan]] = {}
 
@@ -81,8 +84,11 @@ class WindowCommunicator:
         return made
 
     def all_reduce(self, op: AllReduce, shape: Shape, dtype: np.dtype[Any]) -> Plan:
-        """Reduce chunk by chunk."""
-        size = math.prod(shape)
+        """Reduce chunk by chunk, or by compiled code where it may find operands in heaps."""
+        size, native = math.prod(shape), self.native
+        in_heaps = native is not None and native.has_heaps and size * dtype.itemsize > SMALL_BYTES
+        if native is not None and in_heaps and runs(op, ir.DataType.from_numpy(dtype).name):
+            return native.sum
         step = min(CHUNK_BYTES, self._window.slot_bytes) // dtype.itemsize
         make = self._sum_all
         # To widen 16-bit floats costs more than a meeting, so each is widened by one rank.
@@ -246,30 +252,17 @@ def through_shared_memory(
     fenced = needs_fence()
     if meeting.size == 1 or (fenced and make_fence is None):
         return meeting
-    offered = _offer(meeting.size, slot_bytes) if meeting.rank == 0 else None
-    address = meeting.exchange((offered.address if offered else "").encode())[0].decode()
-    memory = _map(address, meeting.size, slot_bytes)
-    said = meeting.exchange(json.dumps([memory is not None, core_numbers()]).encode())
-    mapped, cores = zip(*map(json.loads, said))
-    if offered is not None:
-        offered.close()
-    if memory is None or not all(mapped):
+    needed = window_bytes(meeting.size, slot_bytes)
+    memory = shared(
+        meeting, lambda: SharedMemory(needed), lambda address: map_memory(address, needed)
+    )
+    if memory is None:
         return meeting
+    cores = [json.loads(text) for text in meeting.exchange(json.dumps(core_numbers()).encode())]
     crowded = meeting.size > len(set().union(*cores))  # launchers may give each rank its own
     fence = make_fence() if fenced and make_fence is not None else None
     window = Window(memory, meeting.rank, meeting.size, slot_bytes, crowded=crowded, fence=fence)
-    return WindowCommunicator(meeting, window)
-
-
-def _offer(size: int, slot_bytes: int) -> SharedMemory | None:
-    try:
-        return SharedMemory(size, slot_bytes)
-    except (OSError, AttributeError):  # no memory, or not Linux
-        return None
-
-
-def _map(address: str, size: int, slot_bytes: int) -> mmap | None:
-    try:
-        return map_memory(address, size, slot_bytes)
-    except OSError:
-        return None
+    heaps = share_heaps(meeting)
+    return WindowCommunicator(
+        meeting, window, link_through(window, CHUNK_BYTES, SMALL_BYTES, heaps)
+    )

@@ -27,7 +27,7 @@ import onnxruntime as ort
 from graph.errors import ExecutionError
 from graph.random_ops import RANDOM_OPS
 
-from . import native
+from . import heaps, native
 from .as_written import drop_rounding
 from .base import Tensor
 from .foreign_types import BYTE, FOREIGN_TYPES, bytes_of
@@ -84,7 +84,7 @@ class OrtExecutor:
             model = ir.to_proto(segment)
         if self._as_written:
             drop_rounding(model)
-        if native.DOMAIN in segment.graph.opset_imports:
+        if heaps.in_use() or native.DOMAIN in segment.graph.opset_imports:
             options.register_custom_ops_library(native.path())
         given = _hand_over(options, weights, shares=not self._copies)
         mapped = [pair for pair in given if mapping_of(pair[1]) is not None]
@@ -116,7 +116,8 @@ class OrtExecutor:
         options.intra_op_num_threads = threads
         options.inter_op_num_threads = 1
         options.log_severity_level = _QUIET
-        _share_arena()
+        if not heaps.in_use():
+            _share_arena()
         options.add_session_config_entry("session.use_env_allocators", "1")
         options.add_session_config_entry("session.use_device_allocator_for_initializers", "1")
         if self._as_written:

@@ -23,23 +23,27 @@
 
 typedef struct {
     int64_t *count;       /* meetings so far, counted by Python as well */
-    int64_t *flags;       /* in shared memory: of every rank the last meeting it has come to */
+    int64_t *flags;       /* in shared memory: of every rank the last meeting it has come to, */
+                          /* and where in its heap its operand and its result lie */
     char *slots;          /* in shared memory: two sets of one slot per rank */
+    char *heaps;          /* of all ranks, this one's is heap.c's; or NULL */
     char *records;        /* of the flight recorder, or NULL */
     int64_t rank, size;
     int64_t stride;       /* int64 from one flag to the next */
     int64_t slot_bytes;
     int64_t chunk_bytes;  /* that are summed in one round */
-    int64_t small_bytes;  /* up to here more than two ranks all sum everything */
+    int64_t small_bytes;  /* up to here all ranks sum everything */
+    int64_t heap_bytes;   /* of one heap */
     int64_t polls;        /* how often to look at a flag before the core is offered to others */
     int64_t signals;      /* a file that Python's handler writes the numbers of signals to, or -1 */
     double patience;      /* seconds of that before naps */
     double nap;           /* seconds */
     double seconds;       /* spent in nodes so far */
+    int64_t in_heaps;     /* sums so far of what lies in heaps */
 } Link;
 
 /* What native.py must find here: a library of another version of it would be misunderstood. */
-const int64_t tpcore_native_layout = (2 << 16) + sizeof(Link);
+const int64_t tpcore_native_layout = (3 << 16) + sizeof(Link);
 
 static double now(void) {
     struct timespec t;
@@ -87,6 +91,16 @@ static float *slot(const Link *link, int64_t rank, int64_t ahead) {
     return (float *)(link->slots + (turn * link->size + rank) * link->slot_bytes);
 }
 
+/* heap.c */
+int tpcore_heap_exists(void);
+int64_t tpcore_heap_offset(const void *);
+void *tpcore_alloc(size_t);
+void *tpcore_reserve(size_t);
+void tpcore_free(void *);
+
+enum { OPERAND = 1, TOTAL_AT = 2 }; /* where a rank says what lies where, behind its flag */
+enum { BLOCK = 4096, MAX_RANKS = 256 };
+
 /* --- AllReduce -------------------------------------------------------------------------------- */
 
 /* Sums run in rank order, so all ranks and all ways to exchange get the same bits. */
@@ -123,15 +137,73 @@ static int sum_shares(Link *link, const float *operand, float *total, int64_t n)
     return 1;
 }
 
+/* A share of the sum of two, for both. */
+static void sum_pair(const float *const *parts, float *const *totals, int64_t begin, int64_t end) {
+    const float *a = parts[0], *b = parts[1];
+    float *first = totals[0], *second = totals[1];
+#pragma GCC ivdep /* each result may lie where its operand lay, and nowhere else among them */
+    for (int64_t i = begin; i < end; i++) {
+        float sum = a[i] + b[i];
+        first[i] = sum;
+        second[i] = sum;
+    }
+}
+
+/* The same of any number, a block in the first-level cache at a time. */
+static void sum_block(const float *const *parts, float *const *totals, int64_t size, int64_t begin,
+                      int64_t n) {
+    float sum[BLOCK];
+    add(sum, parts[0] + begin, parts[1] + begin, n);
+    for (int64_t rank = 2; rank < size; rank++) add(sum, sum, parts[rank] + begin, n);
+    for (int64_t rank = 0; rank < size; rank++) memcpy(totals[rank] + begin, sum, n * sizeof *sum);
+}
+
+/* Every rank sums its share of what lies in all heaps, into all of them: two meetings and no copy.
+ * -1 if somebody's operand or result lies elsewhere, after the first; 0 if Ctrl-C has come. */
+static int sum_in_heaps(Link *link, const float *operand, float *total, int64_t n) {
+    int64_t size = link->size, *said = link->flags + link->rank * link->stride;
+    const float *parts[MAX_RANKS];
+    float *totals[MAX_RANKS];
+    said[OPERAND] = tpcore_heap_offset(operand);
+    said[TOTAL_AT] = tpcore_heap_offset(total);
+    if (!meet(link)) return 0;
+    for (int64_t rank = 0; rank < size; rank++) {
+        const int64_t *place = link->flags + rank * link->stride;
+        char *heap = link->heaps + rank * link->heap_bytes;
+        if (place[OPERAND] < 0 || place[TOTAL_AT] < 0) return -1;
+        parts[rank] = (const float *)(heap + place[OPERAND]);
+        totals[rank] = (float *)(heap + place[TOTAL_AT]);
+    }
+    int64_t begin = n * link->rank / size, end = n * (link->rank + 1) / size;
+    if (size == 2) {
+        sum_pair(parts, totals, begin, end);
+    } else {
+        for (; begin < end; begin += BLOCK)
+            sum_block(parts, totals, size, begin, end - begin < BLOCK ? end - begin : BLOCK);
+    }
+    return meet(link);
+}
+
 /* Sum float32 of all ranks; `total` may be `operand`. 0 if Ctrl-C has come. */
 static int sum(Link *link, const float *operand, float *total, int64_t n) {
     int64_t step = link->chunk_bytes / (int64_t)sizeof *operand;
-    int all = link->size == 2 || n * (int64_t)sizeof *operand <= link->small_bytes;
+    int small = n * (int64_t)sizeof *operand <= link->small_bytes;
+    if (!small && link->heaps != NULL && link->size <= MAX_RANKS) {
+        int done = sum_in_heaps(link, operand, total, n);
+        link->in_heaps += done == 1;
+        if (done >= 0) return done;
+    }
+    int all = link->size == 2 || small;
     for (int64_t begin = 0; begin < n; begin += step) {
         int64_t count = n - begin < step ? n - begin : step;
         if (!(all ? sum_all : sum_shares)(link, operand + begin, total + begin, count)) return 0;
     }
     return 1;
+}
+
+/* The same for Python. */
+int64_t tpcore_sum(Link *link, const float *operand, float *total, int64_t n) {
+    return sum(link, operand, total, n);
 }
 
 /* --- the flight recorder, as flight.py reads it ----------------------------------------------- */
@@ -158,12 +230,15 @@ static void record(char *records, int64_t step, int32_t phase, double when) {
 
 typedef struct OrtStatus OrtStatus;
 struct Op;
+struct Allocator;
 
-enum { API_VERSION = 16, FLOAT = 1, FAIL = 1, MAX_DIMS = 32 };
+enum { API_VERSION = 18, FLOAT = 1, FAIL = 1, MAX_DIMS = 32 };
 
 typedef struct {
     OrtStatus *(*CreateStatus)(int, const char *);
-    void *before_26[26 - 1];
+    void *before_3[3 - 1];
+    OrtStatus *(*CreateEnv)(int, const char *, void **);
+    void *before_26[26 - 4];
     OrtStatus *(*CreateCustomOpDomain)(const char *, void **);
     OrtStatus *(*CustomOpDomain_Add)(void *, const struct Op *);
     OrtStatus *(*AddCustomOpDomain)(void *, void *);
@@ -174,16 +249,22 @@ typedef struct {
     OrtStatus *(*GetDimensions)(const void *, int64_t *, size_t);
     void *before_65[65 - 63];
     OrtStatus *(*GetTensorTypeAndShape)(const void *, void **);
-    void *before_86[86 - 66];
+    void *before_69[69 - 66];
+    OrtStatus *(*CreateCpuMemoryInfo)(int, int, void **);
+    void *before_86[86 - 70];
     OrtStatus *(*KernelInfoGetAttribute_int64)(const void *, const char *, int64_t *);
     void *before_90[90 - 87];
     OrtStatus *(*KernelContext_GetInput)(const void *, size_t, void **);
     OrtStatus *(*KernelContext_GetOutput)(void *, size_t, const int64_t *, size_t, void **);
-    void *before_99[99 - 92];
+    void (*ReleaseEnv)(void *);
+    void (*ReleaseStatus)(OrtStatus *);
+    void *before_99[99 - 94];
     void (*ReleaseTensorTypeAndShapeInfo)(void *);
+    void *before_176[176 - 100];
+    OrtStatus *(*RegisterAllocator)(void *, struct Allocator *);
 } Api;
 
-_Static_assert(offsetof(Api, ReleaseTensorTypeAndShapeInfo) == 99 * sizeof(void *), "a gap");
+_Static_assert(offsetof(Api, RegisterAllocator) == 176 * sizeof(void *), "a gap");
 
 typedef struct {
     const Api *(*GetApi)(uint32_t version);
@@ -257,6 +338,14 @@ static int zero(const struct Op *op) { return 0; }
 static int required(const struct Op *op, size_t i) { return 0; }
 /* The second input is the result of the collective before: so they run in order. */
 static int first_required(const struct Op *op, size_t i) { return i > 0; }
+/* The sum may lie where the operand lay. */
+static size_t in_place(int **inputs, int **outputs) {
+    static int operand = 0, total = 0;
+    *inputs = &operand;
+    *outputs = &total;
+    return 1;
+}
+static void keep_both(int *inputs, int *outputs) {}
 
 static const struct Op {
     uint32_t version;
@@ -278,6 +367,13 @@ static const struct Op {
     int (*GetVariadicOutputHomogeneity)(const struct Op *);
     OrtStatus *(*CreateKernelV2)(const struct Op *, const Api *, const void *, void **);
     OrtStatus *(*KernelComputeV2)(void *, void *);
+    OrtStatus *(*InferOutputShapeFn)(const struct Op *, void *);
+    int (*GetStartVersion)(const struct Op *);
+    int (*GetEndVersion)(const struct Op *);
+    size_t (*GetMayInplace)(int **, int **);
+    void (*ReleaseMayInplace)(int *, int *);
+    size_t (*GetAliasMap)(int **, int **);
+    void (*ReleaseAliasMap)(int *, int *);
 } all_reduce = {
     .version = API_VERSION,
     .GetName = name,
@@ -296,7 +392,44 @@ static const struct Op {
     .GetVariadicOutputHomogeneity = zero,
     .CreateKernelV2 = make_kernel,
     .KernelComputeV2 = compute,
+    .GetMayInplace = in_place,
+    .ReleaseMayInplace = keep_both,
 };
+
+/* --- the heap as onnxruntime's allocator ------------------------------------------------------ */
+
+typedef struct Allocator {
+    uint32_t version;
+    void *(*Alloc)(struct Allocator *, size_t);
+    void (*Free)(struct Allocator *, void *);
+    const void *(*Info)(const struct Allocator *);
+    void *(*Reserve)(struct Allocator *, size_t);
+} Allocator;
+
+static void *info;
+
+static void *allocate(Allocator *allocator, size_t bytes) {
+    return bytes == 0 ? NULL : tpcore_alloc(bytes);
+}
+static void *reserve(Allocator *allocator, size_t bytes) {
+    return bytes == 0 ? NULL : tpcore_reserve(bytes);
+}
+static void give_back(Allocator *allocator, void *made) { tpcore_free(made); }
+static const void *say_info(const Allocator *allocator) { return info; }
+
+/* Have the sessions of this process that share an allocator take this one, if none had one yet. */
+static OrtStatus *register_allocator(const Api *api) {
+    static Allocator allocator = {API_VERSION, allocate, give_back, say_info, reserve};
+    void *env;
+    if (info != NULL) return NULL;
+    OrtStatus *wrong = api->CreateCpuMemoryInfo(0, 0, &info); /* of a device, the default kind */
+    if (wrong == NULL) wrong = api->CreateEnv(2, "tpcore", &env); /* it is there, and counted up */
+    if (wrong != NULL) return wrong;
+    OrtStatus *refused = api->RegisterAllocator(env, &allocator);
+    if (refused != NULL) api->ReleaseStatus(refused);
+    api->ReleaseEnv(env);
+    return NULL;
+}
 
 /* What onnxruntime calls when a session is given this library. */
 OrtStatus *RegisterCustomOps(void *options, const ApiBase *base) {
@@ -309,5 +442,6 @@ OrtStatus *RegisterCustomOps(void *options, const ApiBase *base) {
         if (wrong != NULL) return wrong;
         domain = made;
     }
-    return api->AddCustomOpDomain(options, domain);
+    OrtStatus *wrong = tpcore_heap_exists() ? register_allocator(api) : NULL;
+    return wrong != NULL ? wrong : api->AddCustomOpDomain(options, domain);
 }

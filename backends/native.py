@@ -1,8 +1,9 @@
-"""The compiled part, where there is one: `native.c`, which pip builds if it finds a C compiler.
+"""The compiled part, where there is one: `native.c` and `heap.c`, built if pip finds a C compiler.
 
 It sums float32 between the ranks of one host as `comm_window.py` does, through the same memory in
 the same rounds, but as an op inside onnxruntime's sessions, so that one session holds many
-collectives. Everything works without it.
+collectives; and what is large where it lies, in memory that all ranks reach (`heaps.py`).
+Everything works without it.
 """
 
 from __future__ import annotations
@@ -13,16 +14,22 @@ import signal
 from functools import cache
 from importlib.util import find_spec
 from mmap import mmap
+from typing import TYPE_CHECKING, cast
 
-from graph.dialect import AllReduce
+import numpy as np
+
+from graph.dialect import AllReduce, Collective
 
 from .segments import Exchange, NativeOp
 from .window import FLAG_STRIDE, NAP_SECONDS, Window, header_bytes
 
+if TYPE_CHECKING:
+    from .heaps import Heaps
+
 DOMAIN = "tpcore.native"
 """Of the ops in sessions: operand, result of the op before, attributes `link` and `step`."""
 
-_VERSION = 2
+_VERSION = 3
 """Of what native.c and Python share: `Link`, the window's rounds, the flight recorder."""
 _POLLS = 20
 """Looks at a flag in the time that Python takes for one."""
@@ -34,9 +41,11 @@ class _Link(ctypes.Structure):
     _fields_ = [
         (name, kind)
         for names, kind in (
-            ("count flags slots records", ctypes.c_void_p),
-            ("rank size stride slot_bytes chunk_bytes small_bytes polls signals", ctypes.c_int64),
+            ("count flags slots heaps records", ctypes.c_void_p),
+            ("rank size stride slot_bytes chunk_bytes small_bytes", ctypes.c_int64),
+            ("heap_bytes polls signals", ctypes.c_int64),
             ("patience nap seconds", ctypes.c_double),
+            ("in_heaps", ctypes.c_int64),
         )
         for name in names.split()
     ]
@@ -49,8 +58,7 @@ def examine() -> tuple[str | None, str]:
     if found is None or found.origin is None:
         return None, "pip found no C compiler when it installed tpcore"
     try:
-        library = ctypes.CDLL(found.origin)
-        layout = ctypes.c_int64.in_dll(library, "tpcore_native_layout").value
+        layout = ctypes.c_int64.in_dll(ctypes.CDLL(found.origin), "tpcore_native_layout").value
     except (OSError, ValueError) as error:
         return None, f"{found.origin} does not load: {error}"
     if layout != (_VERSION << 16) + ctypes.sizeof(_Link):
@@ -63,16 +71,32 @@ def path() -> str | None:
     return examine()[0]
 
 
+@cache
+def library() -> ctypes.CDLL:
+    """The library. Only where there is one."""
+    found = ctypes.CDLL(path())
+    number, place = ctypes.c_int64, ctypes.c_void_p
+    found.tpcore_heaps_map.argtypes = ctypes.c_int, number, number, number
+    found.tpcore_heaps_map.restype = place
+    found.tpcore_sum.argtypes = place, place, place, number
+    found.tpcore_sum.restype = number
+    return found
+
+
 class Link:
     """What the library must know of a rank's window."""
 
-    def __init__(self, window: Window, chunk_bytes: int, small_bytes: int) -> None:
+    def __init__(
+        self, window: Window, chunk_bytes: int, small_bytes: int, heaps: Heaps | None
+    ) -> None:
         self._window = window
         start = _address(window.memory)
         self._struct = _Link(
             count=_address(window.counted),
             flags=start,
             slots=start + header_bytes(window.size),
+            heaps=heaps.address if heaps is not None else None,
+            heap_bytes=heaps.bytes_each if heaps is not None else 0,
             rank=window.rank,
             size=window.size,
             stride=FLAG_STRIDE,
@@ -85,6 +109,9 @@ class Link:
             nap=NAP_SECONDS,
         )
         self.address = ctypes.addressof(self._struct)
+        self._sum = library().tpcore_sum
+        self.has_heaps = heaps is not None
+        """Whether it may find operands where they lie."""
 
     def record_in(self, records: mmap) -> None:
         """Have nodes tell a flight recorder where they are."""
@@ -96,18 +123,38 @@ class Link:
         """Time spent in nodes so far."""
         return float(self._struct.seconds)
 
+    @property
+    def sums_in_heaps(self) -> int:
+        """How many sums so far found all they needed in heaps."""
+        return int(self._struct.in_heaps)
+
+    def sum(self, operand: np.ndarray, total: np.ndarray) -> np.ndarray:
+        """Sum float32 of all ranks into `total`, which may be the operand. Both are contiguous."""
+        place = _address(total)
+        begins = place if total is operand else operand.__array_interface__["data"][0]
+        if not self._sum(self.address, begins, place, operand.size):
+            raise KeyboardInterrupt
+        return total
+
+
+def runs(op: Collective, dtype: str) -> bool:
+    """Whether the library has a collective for a type of this name in ONNX."""
+    return isinstance(op, AllReduce) and op.reduce == "sum" and dtype == "FLOAT"
+
 
 def native_op(link: Link, exchange: Exchange, step: int) -> NativeOp | None:
     """The node that runs a collective and calls itself `step`; None where the library cannot."""
     op = exchange.op
-    if not isinstance(op, AllReduce) or op.reduce != "sum" or exchange.dtype != "FLOAT":
+    if not runs(op, exchange.dtype):
         return None
     return NativeOp(DOMAIN, op.op_type, {"link": link.address, "step": step})
 
 
-def link_through(window: Window, chunk_bytes: int, small_bytes: int) -> Link | None:
-    """The library's way through a window; None where it was not built."""
-    return None if path() is None else Link(window, chunk_bytes, small_bytes)
+def link_through(
+    window: Window, chunk_bytes: int, small_bytes: int, heaps: Heaps | None
+) -> Link | None:
+    """The library's way through a window and heaps; None where it was not built."""
+    return None if path() is None else Link(window, chunk_bytes, small_bytes, heaps)
 
 
 @cache
@@ -130,5 +177,5 @@ def _signals() -> int:
     return -1
 
 
-def _address(memory: mmap | memoryview) -> int:
-    return ctypes.addressof(ctypes.c_char.from_buffer(memory))
+def _address(memory: mmap | memoryview | np.ndarray) -> int:
+    return ctypes.addressof(ctypes.c_char.from_buffer(cast("mmap", memory)))

@@ -117,47 +117,12 @@ def needs_fence() -> bool:
     return platform.machine() not in ("x86_64", "AMD64", "i386", "i686")
 
 
-class SharedMemory:
-    """Shared memory as its maker offers it: a file in memory that is gone with its last user."""
-
-    def __init__(self, size: int, slot_bytes: int) -> None:
-        """Raises OSError where the system has no such memory or too little of it."""
-        self.name = f"tpcore-{os.urandom(16).hex()}"
-        self._file = os.memfd_create(self.name)
-        try:
-            os.posix_fallocate(self._file, 0, _window_bytes(size, slot_bytes))
-        except OSError:
-            os.close(self._file)
-            raise
-
-    @property
-    def address(self) -> str:
-        """By which other processes of this host find it."""
-        return f"/proc/{os.getpid()}/fd/{self._file}:{self.name}"
-
-    def close(self) -> None:
-        """Stop offering it; who has mapped it keeps it."""
-        os.close(self._file)
-
-
-def map_memory(address: str, size: int, slot_bytes: int) -> mmap.mmap:
-    """Map the memory that another process offers. Raises OSError where it is not on this host."""
-    path, _, name = address.partition(":")
-    # The same path on another host may be anything; only the name tells.
-    if os.readlink(path) != f"/memfd:{name} (deleted)":
-        raise FileNotFoundError(address)
-    file = os.open(path, os.O_RDWR)
-    try:
-        return mmap.mmap(file, _window_bytes(size, slot_bytes))
-    finally:
-        os.close(file)
-
-
 def header_bytes(size: int) -> int:
     """Where in the memory the slots begin."""
     page = mmap.PAGESIZE
     return -(-size * _LINE // page) * page
 
 
-def _window_bytes(size: int, slot_bytes: int) -> int:
+def window_bytes(size: int, slot_bytes: int) -> int:
+    """What a window takes."""
     return header_bytes(size) + 2 * size * slot_bytes

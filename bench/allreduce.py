@@ -2,8 +2,9 @@
 
     python -m bench.allreduce [--ranks 2] [--rounds 5] [--save]
 
-Prints microseconds per call, minimum and median: through shared memory as backend `cpu` does, MPI's
-own Allreduce, and gloo's where torch is installed. All take turns in the same processes, every call
+Prints microseconds per call, minimum and median: ours as backend `cpu` does it, on what a segment
+has made and on arrays of numpy; MPI's own Allreduce in place; gloo's where torch is installed. All
+take turns in the same processes, every rank writes its operand anew before a call, and every call
 begins together. Read the ratios: other work on the machine shows in the medians first.
 """
 
@@ -22,8 +23,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx_ir as ir
 
 from backends import job, registry
+from backends.exec_ort import OrtExecutor
 from backends.launcher import find_launcher
 from backends.rank_main import rank_main
 from bench import history
@@ -36,6 +39,7 @@ _TENTHS = {"gloo": 1}
 """What is slow is called less often."""
 TIMEOUT_SECONDS = 600
 Call = Callable[[np.ndarray], object]
+OURS, ANYWHERE = "ours", "of numpy's"
 
 
 def main() -> int:
@@ -65,7 +69,7 @@ def _print_table(rows: list[dict[str, Any]]) -> None:
     print(f"{'':>8}{columns}" + "".join(f"{f'ours/{name}':>14}" for name in names[1:]))
     for row in rows:
         times = "".join(f"{f'{row[n][0]:.1f} / {row[n][1]:.1f}':>18}" for n in names)
-        best, middle = row["ours"]
+        best, middle = row[OURS]
         ratios = "".join(
             f"{f'{best / row[n][0]:.2f} / {middle / row[n][1]:.2f}':>14}" for n in names[1:]
         )
@@ -79,10 +83,11 @@ def rank() -> int:
     calls = dict(_calls(folder, joined))
     rows = []
     for size, tens in SIZES.items():
-        operand = np.zeros(size // 4, np.float32)
+        made, anywhere = _made_by_a_segment(size // 4), np.zeros(size // 4, np.float32)
         found: dict[str, list[float]] = {name: [] for name in calls}
         for _ in range(rounds):
             for name, call in calls.items():
+                operand = made if name == OURS else anywhere
                 found[name] += _times(call, operand, _TENTHS.get(name, 10) * tens)
         rows.append(
             {"bytes": size}
@@ -98,7 +103,8 @@ def rank() -> int:
 def _calls(folder: Path, joined: job.Job) -> Iterator[tuple[str, Call]]:
     """What to measure, by name."""
     op, communicator = AllReduce("tp"), joined.communicator
-    yield "ours", lambda operand: communicator.run(op, operand)
+    yield OURS, lambda operand: communicator.run(op, operand)
+    yield ANYWHERE, lambda operand: communicator.run(op, operand)
     from mpi4py import MPI
 
     yield "MPI", lambda operand: MPI.COMM_WORLD.Allreduce(MPI.IN_PLACE, operand)
@@ -109,6 +115,16 @@ def _calls(folder: Path, joined: job.Job) -> Iterator[tuple[str, Call]]:
         store = f"file://{folder}/gloo"
         dist.init_process_group("gloo", store, rank=joined.rank, world_size=joined.size)
         yield "gloo", lambda operand: dist.all_reduce(torch.from_numpy(operand))
+
+
+def _made_by_a_segment(count: int) -> np.ndarray:
+    """An operand that lies where those of a model do."""
+    x, y = (ir.val(name, ir.DataType.FLOAT, [count]) for name in "xy")
+    node = ir.Node("", "Relu", [x], outputs=[y])
+    graph = ir.Graph([x], [y], nodes=[node], opset_imports={"": 18}, name="made")
+    executor = OrtExecutor()
+    step = executor.prepare(ir.Model(graph, ir_version=10), threads=1)
+    return executor.to_array(step({"x": executor.to_tensor(np.zeros(count, np.float32))})["y"])
 
 
 def _leave_gloo() -> None:
@@ -123,6 +139,7 @@ def _times(call: Call, operand: np.ndarray, repeats: int) -> list[float]:
     call(operand)
     times = []
     for _ in range(repeats):
+        operand.fill(1)
         MPI.COMM_WORLD.Barrier()
         began = time.perf_counter()
         call(operand)

@@ -13,7 +13,7 @@ import onnx_ir as ir
 import pytest
 
 from backends import comm_window, native
-from backends.base import Executor
+from backends.base import Communicator, Executor
 from backends.comm_window import through_shared_memory
 from backends.exec_ort import OrtExecutor
 from backends.handshake import RankInfo, agree, collective_sequence, handshake
@@ -76,18 +76,21 @@ def test_one_session_runs_collectives_that_need_each_other() -> None:
 @COMPILED
 @pytest.mark.parametrize("slot_bytes", [4096, SLOT_BYTES])
 @pytest.mark.parametrize("count", [0, 1, 7, 8191, 65537, 524_287])
-@pytest.mark.parametrize("by_all", [True, False])
+@pytest.mark.parametrize("way", ["in heaps", "in slots", "some ranks in Python"])
 def test_compiled_sums_are_those_of_python(
-    by_all: bool, count: int, slot_bytes: int, monkeypatch: pytest.MonkeyPatch
+    way: str, count: int, slot_bytes: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    if not by_all and RANK > 0:  # these take the same rounds in Python
+    if way != "in heaps":
+        monkeypatch.setattr(comm_window, "share_heaps", lambda _: None)
+    in_python = way == "some ranks in Python" and RANK > 0  # these take the same rounds
+    if in_python:
         monkeypatch.setattr(comm_window, "link_through", lambda *_: None)
     maker, random = Maker(), np.random.default_rng(0)
     total = maker.collective(AllReduce("tp"), maker.op("Neg", maker.input("x", ("n",))), "sum")
     model = maker.model([maker.op("Identity", total, name="y")])
     shared = through_shared_memory(COMMUNICATOR, slot_bytes=slot_bytes)
     program = RankProgram(model, OrtExecutor(), shared)
-    assert len(program.program.exchanges) == (not by_all and RANK > 0)
+    assert len(program.program.exchanges) == in_python
     parts = [random.standard_normal(count).astype(np.float32) * 100 for _ in range(SIZE)]
     for repeat in range(6):
         if (repeat + RANK) % 3 == 0:
@@ -95,6 +98,32 @@ def test_compiled_sums_are_those_of_python(
         made = program.run({"x": parts[RANK]})["y"]
         expected = AllReduce("tp").meaning([-part for part in parts])[0]
         assert made.tobytes() == expected.tobytes()
+    in_heaps = way == "in heaps" and 4 * count > comm_window.SMALL_BYTES
+    assert in_python or _link(shared).sums_in_heaps == 6 * in_heaps
+
+
+@COMPILED
+def test_sums_lie_where_their_operands_lay() -> None:
+    """As a step and as a node, unless somebody reads the operand later; and so for its bits."""
+    shared, op, count = through_shared_memory(COMMUNICATOR), AllReduce("tp"), 100_003
+    random = np.random.default_rng(1)
+    parts = [random.standard_normal(count).astype(np.float32) for _ in range(SIZE)]
+    (expected,) = {total.tobytes() for total in op.meaning([-part for part in parts])}
+    executor, maker = OrtExecutor(), Maker()
+    negate = maker.model([maker.op("Neg", maker.input("x", ("n",)), name="y")])
+    step = executor.prepare(negate, threads=1)
+    for number in range(1, 4):
+        operand = executor.to_array(step({"x": executor.to_tensor(parts[RANK])})["y"])
+        assert shared.run(op, operand) is operand and operand.tobytes() == expected
+        assert _link(shared).sums_in_heaps == number
+    elsewhere = -parts[RANK]
+    assert shared.run(op, elsewhere).tobytes() == expected
+    assert _link(shared).sums_in_heaps == 3
+
+
+def _link(communicator: Communicator) -> native.Link:
+    assert isinstance(communicator, comm_window.WindowCommunicator) and communicator.native
+    return communicator.native
 
 
 @COMPILED

@@ -17,6 +17,7 @@ from backends.conformance_cases import collective_cases
 from backends.exec_ort import OrtExecutor
 from backends.job import meet
 from backends.placement import detect_environment
+from backends.shared_memory import SharedMemory, map_memory
 from graph.dialect import AllReduce
 
 if TYPE_CHECKING:
@@ -85,7 +86,7 @@ def test_ranks_of_a_processor_that_needs_a_fence(monkeypatch: pytest.MonkeyPatch
     assert through_shared_memory(MEETING) is MEETING
     fences = []
     made = through_shared_memory(MEETING, lambda: lambda: fences.append(1))
-    made.run(AllReduce("tp"), np.ones(1, np.float32))
+    made.run(AllReduce("tp"), np.ones(1, np.int64))
     assert len(fences) == 2  # before the flag is set, and after the others' are seen
 
 
@@ -95,13 +96,13 @@ if PLACEMENT.speaks_mpi:
         monkeypatch.setattr(comm_window, "needs_fence", lambda: True)
         made = through_shared_memory(MEETING, cast("MpiCommunicator", MEETING).fence)
         for _ in range(50):
-            assert made.run(AllReduce("tp"), np.ones(3, np.float32)).tolist() == [SIZE] * 3
+            assert made.run(AllReduce("tp"), np.ones(3, np.int64)).tolist() == [SIZE] * 3
 
 
 def test_where_one_rank_cannot_map_the_memory_all_do_without(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    def refuse(address: str, size: int, slot_bytes: int) -> mmap.mmap:
+    def refuse(address: str, size_bytes: int) -> mmap.mmap:
         raise PermissionError(address)
 
     if RANK == 1:
@@ -110,7 +111,7 @@ def test_where_one_rank_cannot_map_the_memory_all_do_without(
 
 
 def test_where_there_is_no_memory_to_share_all_do_without(monkeypatch: pytest.MonkeyPatch) -> None:
-    def refuse(size: int, slot_bytes: int) -> window.SharedMemory:
+    def refuse(size_bytes: int) -> SharedMemory:
         raise OSError
 
     monkeypatch.setattr(comm_window, "SharedMemory", refuse)
@@ -118,10 +119,10 @@ def test_where_there_is_no_memory_to_share_all_do_without(monkeypatch: pytest.Mo
 
 
 def test_memory_of_another_host_is_not_mapped() -> None:
-    offered = window.SharedMemory(2, SMALL_SLOTS)
+    offered = SharedMemory(SMALL_SLOTS)
     path = offered.address.partition(":")[0]
     with pytest.raises(OSError):
-        window.map_memory(f"{path}:tpcore-other", 2, SMALL_SLOTS)
+        map_memory(f"{path}:tpcore-other", SMALL_SLOTS)
     offered.close()
     with pytest.raises(OSError):
-        window.map_memory(offered.address, 2, SMALL_SLOTS)
+        map_memory(offered.address, SMALL_SLOTS)

@@ -1,0 +1,192 @@
+/* Memory for onnxruntime that the other ranks of the host can reach, so that a sum needs no copies.
+ *
+ * A heap as in books: blocks lie one behind the other, each with a head; free ones are chained by
+ * size and joined with their neighbours. What it once took of the system it keeps, as the arena of
+ * onnxruntime does. Weights, which nobody else reads, come from the system one by one and go back.
+ */
+
+#define _GNU_SOURCE
+
+#include <sched.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <stdlib.h>
+#include <sys/mman.h>
+#include <unistd.h>
+
+enum { ALIGNMENT = 64, BINS = 64 };
+
+static const size_t HUGE_PAGE = 2 << 20;
+
+typedef struct Block {
+    size_t bytes;  /* with the head */
+    size_t before; /* bytes of the block in front, 0 where there is none */
+    int64_t taken;
+    struct Block *next, *last; /* free ones of about this size */
+    char rest[ALIGNMENT - 5 * 8];
+} Block;
+
+_Static_assert(sizeof(Block) == ALIGNMENT, "what follows a head is aligned");
+
+static struct {
+    char *start;
+    size_t bytes; /* that there are */
+    Block *end;   /* where the blocks end, and with them the memory that has ever been used */
+    Block *bins[BINS]; /* free blocks of 2^bin bytes and more */
+    char held;
+} heap;
+
+static void lock(void) {
+    while (__atomic_test_and_set(&heap.held, __ATOMIC_ACQUIRE)) sched_yield();
+}
+
+static void unlock(void) { __atomic_clear(&heap.held, __ATOMIC_RELEASE); }
+
+static Block *behind(Block *block) { return (Block *)((char *)block + block->bytes); }
+static Block *in_front(Block *block) { return (Block *)((char *)block - block->before); }
+static int bin_of(size_t bytes) { return 63 - __builtin_clzll(bytes); }
+
+static void chain(Block *block) {
+    Block **bin = &heap.bins[bin_of(block->bytes)];
+    block->taken = 0;
+    block->last = NULL;
+    block->next = *bin;
+    if (*bin != NULL) (*bin)->last = block;
+    *bin = block;
+}
+
+static void unchain(Block *block) {
+    if (block->last != NULL) block->last->next = block->next;
+    else heap.bins[bin_of(block->bytes)] = block->next;
+    if (block->next != NULL) block->next->last = block->last;
+}
+
+/* The smallest free block of its bin that is large enough. */
+static Block *find(size_t bytes) {
+    for (int bin = bin_of(bytes); bin < BINS; bin++) {
+        Block *best = NULL;
+        for (Block *block = heap.bins[bin]; block != NULL; block = block->next)
+            if (block->bytes >= bytes && (best == NULL || block->bytes < best->bytes)) best = block;
+        if (best != NULL) return best;
+    }
+    return NULL;
+}
+
+/* Map `ranks` heaps of so many bytes that lie one behind the other in a file in memory, for as long
+ * as the process lives; that of `rank` is the one to allocate from. Their address, or NULL. */
+char *tpcore_heaps_map(int file, int64_t bytes, int64_t rank, int64_t ranks) {
+    if (heap.start != NULL) return NULL;
+    char *all = mmap(NULL, bytes * ranks, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_NORESERVE, file, 0);
+    if (all == MAP_FAILED) return NULL;
+#ifdef MADV_DONTFORK
+    madvise(all, bytes * ranks, MADV_DONTFORK); /* a child would write into its parent's */
+#endif
+    heap.bytes = bytes;
+    heap.start = all + rank * bytes;
+    heap.end = (Block *)heap.start;
+    heap.end->before = 0;
+    heap.end->taken = 1; /* never joined with */
+    return all;
+}
+
+int tpcore_heap_exists(void) { return heap.start != NULL; }
+
+/* Where in the heap something lies; -1 if elsewhere. */
+int64_t tpcore_heap_offset(const void *place) {
+    const char *at = place;
+    if (heap.start == NULL || at < heap.start || at >= heap.start + heap.bytes) return -1;
+    return at - heap.start;
+}
+
+static void *take(size_t bytes) {
+    bytes = (bytes + sizeof(Block) + ALIGNMENT - 1) / ALIGNMENT * ALIGNMENT;
+    Block *block = find(bytes);
+    if (block != NULL) {
+        unchain(block);
+        if (block->bytes >= bytes + 2 * sizeof(Block)) {
+            Block *rest = (Block *)((char *)block + bytes);
+            rest->bytes = block->bytes - bytes;
+            rest->before = bytes;
+            behind(rest)->before = rest->bytes;
+            block->bytes = bytes;
+            chain(rest);
+        }
+    } else {
+        block = heap.end;
+        if (bytes + sizeof(Block) > heap.bytes - ((char *)block - heap.start)) return NULL;
+        block->bytes = bytes;
+        heap.end = behind(block);
+        heap.end->before = bytes;
+        heap.end->taken = 1;
+    }
+    block->taken = 1;
+    return block + 1;
+}
+
+static void give_back(Block *block) {
+    Block *next = behind(block);
+    if (!next->taken) {
+        unchain(next);
+        block->bytes += next->bytes;
+    }
+    if (block->before != 0 && !in_front(block)->taken) {
+        next = block;
+        block = in_front(block);
+        unchain(block);
+        block->bytes += next->bytes;
+    }
+    if (behind(block) == heap.end) {
+        heap.end = block;
+        block->taken = 1;
+    } else {
+        behind(block)->before = block->bytes;
+        chain(block);
+    }
+}
+
+/* Memory of this process alone; large pieces in huge pages, where the system has them. */
+void *tpcore_reserve(size_t bytes) {
+    size_t all = bytes + sizeof(Block);
+    char *made = NULL;
+    if (all >= HUGE_PAGE) {
+        char *found = mmap(NULL, all + HUGE_PAGE, PROT_READ | PROT_WRITE,
+                           MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+        if (found == MAP_FAILED) return NULL;
+        made = (char *)(((uintptr_t)found + HUGE_PAGE - 1) / HUGE_PAGE * HUGE_PAGE);
+        if (made > found) munmap(found, made - found);
+        size_t page = sysconf(_SC_PAGESIZE), used = (all + page - 1) / page * page;
+        munmap(made + used, found + all + HUGE_PAGE - (made + used));
+#ifdef MADV_HUGEPAGE
+        madvise(made, all / HUGE_PAGE * HUGE_PAGE, MADV_HUGEPAGE);
+#endif
+    } else if (posix_memalign((void **)&made, ALIGNMENT, all) != 0) {
+        return NULL;
+    }
+    ((Block *)made)->bytes = all;
+    return (Block *)made + 1;
+}
+
+static void release(Block *block) {
+    size_t all = block->bytes;
+    if (all >= HUGE_PAGE) munmap(block, all);
+    else free(block);
+}
+
+/* Memory of the heap, or of this process where there is no heap or no room in it. */
+void *tpcore_alloc(size_t bytes) {
+    lock();
+    void *made = heap.start == NULL ? NULL : take(bytes);
+    unlock();
+    return made != NULL ? made : tpcore_reserve(bytes);
+}
+
+void tpcore_free(void *made) {
+    if (made == NULL) return;
+    if (tpcore_heap_offset(made) < 0) {
+        release((Block *)made - 1);
+    } else {
+        lock();
+        give_back((Block *)made - 1);
+        unlock();
+    }
+}
