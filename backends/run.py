@@ -60,7 +60,8 @@ class RankProgram:
         """The part of it spent in collectives, waiting for slower ranks included."""
         self._executor = executor
         self._communicator = communicator
-        self._monitor = monitor or Silent()
+        # Compiled collectives tell a job's recorder where they are, so it must know the places.
+        self._monitor = monitor or getattr(communicator, "recorder", None) or Silent()
         exchanges = exchanges_of(model)
         # What an asynchronous exchange waits for is seen only by who reads the results.
         self._first = self._monitor.register(

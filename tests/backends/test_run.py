@@ -12,6 +12,8 @@ import pytest
 
 from backends.comm_local import SingleCommunicator
 from backends.exec_ort import OrtExecutor
+from backends.flight import Recorder, read_rank
+from backends.job import Watched
 from backends.lockstep import run_lockstep
 from backends.run import RankProgram
 from graph.dialect import AllReduce
@@ -48,6 +50,15 @@ def test_a_program_of_one_rank_runs_repeatedly() -> None:
     assert first["y"].shape == (3, HIDDEN) and again["y"].shape == (1, HIDDEN)
     np.testing.assert_allclose(first["y"][:1], again["y"], rtol=1e-6)
     assert 0 <= program.exchange_seconds < program.seconds
+
+
+def test_a_job_s_recorder_is_the_monitor_unless_another_is_given(tmp_path: Path) -> None:
+    """Compiled collectives write into it, and the watcher would not know the places."""
+    recorder = Recorder(tmp_path, 0)
+    watched = Watched(SingleCommunicator(), recorder)
+    RankProgram(mlp_rank(0, 1), OrtExecutor(), watched).run({"x": X})
+    state = read_rank(tmp_path, 0)
+    assert state is not None and state.place == "AllGather #1 at node 'AllGather_1'"
 
 
 @pytest.mark.parametrize("dtype", [np.float16, ml_dtypes.bfloat16, np.float64, np.int64, np.bool_])
