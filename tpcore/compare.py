@@ -39,10 +39,13 @@ class Difference:
     """Largest `max_rel_diff` that counts as equal."""
 
 
-def compare(name: str, got: Any, want: Any) -> Difference:
-    """Compare one output with the unsplit model's."""
+def compare(name: str, got: Any, want: Any, computed_in: str | None = None) -> Difference:
+    """Compare one output with the unsplit model's.
+
+    Floats that were computed in a narrower type than their own agree within that type's tolerance.
+    """
     pairs = list(zip_longest(tensors_in(got), tensors_in(want)))
-    found = [_compare_tensor(name, *pair) for pair in pairs] or [
+    found = [_compare_tensor(name, *pair, computed_in) for pair in pairs] or [
         Difference(name, True, 0.0, 0.0, 0.0)
     ]
     return max(found, key=lambda one: (not one.equal, one.max_rel_diff))
@@ -59,10 +62,14 @@ def tensors_in(value: Any) -> Iterator[np.ndarray]:
             yield from tensors_in(part)
 
 
-def _compare_tensor(name: str, got: np.ndarray | None, want: np.ndarray | None) -> Difference:
+def _compare_tensor(
+    name: str, got: np.ndarray | None, want: np.ndarray | None, computed_in: str | None
+) -> Difference:
     if got is None or want is None:
         return Difference(name, False, math.inf, math.inf, 0.0)
     tolerance = TOLERANCES.get(want.dtype.name, 0.0)
+    if tolerance and computed_in is not None:
+        tolerance = max(tolerance, TOLERANCES[computed_in])
     if got.shape != want.shape or (got.dtype != want.dtype and want.dtype.kind not in TEXT):
         return Difference(name, False, math.inf, math.inf, tolerance)
     if want.size == 0:

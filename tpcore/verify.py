@@ -1,11 +1,12 @@
 """Prove that a bundle computes what the unsplit model computes.
 
 Both run in ONNX Runtime on the same inputs, the bundle's ranks in lockstep in this process.
-Outputs must agree within a tolerance relative to the largest absolute value of the output;
-integers and booleans must be equal. Quantised models are compared with every op computed as
-written: an executor fuses and rounds a whole graph in other places than its segments, which is no
-fault of the split. How far they are apart as they run is told beside. Where outputs differ, every
-value of both graphs is compared in program order and the first that differs is named.
+Outputs must agree within a tolerance relative to the largest absolute value of the output, that of
+the narrowest float type they were computed in; integers and booleans must be equal. Quantised
+models are compared with every op computed as written: an executor fuses and rounds a whole graph in
+other places than its segments, which is no fault of the split. How far they are apart as they run
+is told beside. Where outputs differ, every value of both graphs is compared in program order and
+the first that differs is named.
 """
 
 from __future__ import annotations
@@ -31,6 +32,7 @@ from tpcore.compare import Difference, compare, tensors_in
 from tpcore.distribute import cut_inputs, read_held
 from tpcore.inputs import describe_inputs, input_spec, make_inputs
 from tpcore.manifest import source_digest
+from tpcore.precision import narrowest_floats
 from tpcore.program import choose_program
 from tpcore.rules.quant import QUANT_OPS
 
@@ -154,13 +156,13 @@ def verify_ranks(
     if inputs is None:
         canonical, shapes = canonicalize(read_model(model))
         inputs = make_inputs(describe_inputs(canonical.graph, shapes), sizes or {})
-    setting = setting_for(ranks[0])
+    setting, computed_in = setting_for(ranks[0]), narrowest_floats(ranks[0].graph)
 
     def differences(setting: str) -> list[Difference]:
         want = reference(model, inputs, backend, setting)
         _check_proves_something(want)
         got = run_ranks(ranks, shardings, inputs, backend, setting)
-        return [compare(name, got[name], want[name]) for name in want]
+        return [compare(name, got[name], want[name], computed_in.get(name)) for name in want]
 
     outputs, as_run, divergence = differences(setting), None, None
     if setting != AS_RUN:
@@ -239,6 +241,7 @@ def first_divergence(
 ) -> dict[str, Any] | None:
     """The first value, in program order, that differs from the unsplit canonical model's."""
     canonical, _ = canonicalize(read_model(model))
+    computed_in = narrowest_floats(canonical.graph)
     executor = _executor(backend, setting)
     want: dict[str, np.ndarray] = {}
     run_lockstep([canonical], [inputs], executor, hook=lambda _, name, x: _keep(want, name, x))
@@ -254,8 +257,10 @@ def first_divergence(
             name = value.name or ""
             if name in want and len(got.get(name, [])) == len(ranks):
                 whole = _join(shardings.get(name, "R"), got[name])
-                found = compare(name, whole, want[name]) if whole is not None else None
-                if found is not None and not found.equal:
+                if whole is None:
+                    continue
+                found = compare(name, whole, want[name], computed_in.get(name))
+                if not found.equal:
                     return {"value": name, "op": node.op_type, "node": node.name, **asdict(found)}
     return None
 

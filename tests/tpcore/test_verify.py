@@ -13,13 +13,16 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 
+from graph.canonicalize import canonicalize
 from graph.weights import ShardTensor
+from tests.graph.small import small_model, weight
 from tests.models import GENAI, model_inputs, model_path
 from tests.tpcore.command import save, save_arrays, tpcore_here
 from tests.tpcore.small_models import INPUTS, decoder, mlp
 from tpcore.bundle import open_bundle
 from tpcore.compare import Difference, compare
 from tpcore.partition import Options
+from tpcore.precision import narrowest_floats
 from tpcore.shard import Split, shard, split_model, write_splits
 from tpcore.verify import Verification, verify
 
@@ -175,6 +178,51 @@ def test_compare_floats(got: Any, want: Any, equal: bool, largest: float) -> Non
 )
 def test_compare_other_types(got: np.ndarray, want: np.ndarray, equal: bool) -> None:
     assert compare("y", got, want).equal is equal
+
+
+HALF = """(float[batch, 64] x) => (float[batch, 64] y, float16[batch, 64] wide) {
+    n = Neg (x)
+    c = Cast <to = 10> (n)
+    h = MatMul (c, w1)
+    wide = MatMul (h, w2)
+    y = Cast <to = 1> (wide)
+}"""
+
+
+def half_model(folder: Path, form: Callable[[np.ndarray], np.ndarray]) -> Path:
+    weights = {name: form(weight(64, 64) / 8) for name in ("w1", "w2")}
+    return save(small_model(HALF, **weights), folder / "half.onnx")
+
+
+def test_outputs_are_judged_by_the_type_they_were_computed_in(folder: Path) -> None:
+    """Cast up at the end, float16 is as coarse as it was; and no coarser."""
+    model = half_model(folder, lambda array: array.astype(np.float16))
+    inputs = {"x": weight(5, 64)}
+    split = split_model(model, Options(2, "megatron"))
+    found = verify(open_bundle(write(split, model, folder / "half")), model, inputs)
+    assert {one.name: one.tolerance for one in found.outputs} == {"y": 1e-2, "wide": 1e-2}
+    assert found.equal and found.outputs[0].max_rel_diff > 1e-4
+    wrong_slice("w2")(list(split.ranks))
+    broken = verify(open_bundle(write(split, model, folder / "broken_half")), model, inputs)
+    assert not broken.equal and broken.first_divergence is not None
+
+
+@pytest.mark.parametrize(
+    ("body", "narrowest"),
+    [
+        ("y = Cast <to = 1> (x)", "float32"),  # an input is what it is
+        ("a = Cast <to = 1> (x) b = Cast <to = 16> (a) y = Cast <to = 1> (b)", "bfloat16"),
+        ("a = Abs (x) s = Shape (a) y = Cast <to = 1> (s)", None),
+        ("a = Abs (x) y = Cast <to = 1> (a)", "float16"),
+        ("a = Cast <to = 1> (x) c = Cast <to = 1> (w) y = Mul (a, c)", "float32"),
+        ("a = Cast <to = 11> (x) y = Cast <to = 1> (a)", "float32"),
+    ],
+)
+def test_the_narrowest_float_on_the_way(body: str, narrowest: str | None) -> None:
+    text = f"(float16[n] x) => (float[n] y) {{ {body} }}"
+    model = small_model(text, w=np.ones(1, np.float16))
+    canonical, _ = canonicalize(model)
+    assert narrowest_floats(canonical.graph).get("y") == narrowest
 
 
 def test_json_has_no_infinity() -> None:
