@@ -19,7 +19,7 @@ $(BIN)/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "tpcore needs Python 3.11 or newer. Choose one with make PYTHON=python3.11.")'
 	@$(PYTHON) -m venv $(VENV)
 
-$(BASE): pyproject.toml constraints.txt backends/native.c | $(BIN)/python
+$(BASE): pyproject.toml constraints.txt backends/native.c backends/heap.c | $(BIN)/python
 	@echo "[venv] installing tpcore, onnxruntime and MPI into $(VENV) (340 MB, no torch)"
 	@$(PIP) -e .
 	@: > $@

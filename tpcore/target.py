@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import onnx_ir as ir
 
-from graph.errors import PlanError
+from graph.errors import BundleError, PlanError
 from tpcore.bundle import Bundle, open_bundle
 from tpcore.inputs import InputSpec, describe_inputs, describe_outputs, input_spec
 from tpcore.localize import localize
@@ -51,6 +51,8 @@ def open_target(path: Path, options: Options | None) -> Target:
         PlanError: a model file without a number of ranks, or a bundle made for another number.
         BundleError, GraphError: the files are not usable.
     """
+    if not path.exists():
+        raise BundleError(f"there is no model file and no bundle '{path}'. Check the path.")
     if path.is_file():
         if options is None:
             raise PlanError(

@@ -174,7 +174,8 @@ def test_requests_that_make_no_sense(here: Here, line: str, text: str, tmp_path:
 
 BAD_TARGETS = [
     ("run mlp.onnx", "'mlp.onnx' is a model file, and over how many ranks to split it is not said"),
-    ("run nope", "bundle 'nope' does not exist. Give a directory written by tpcore shard."),
+    ("run nope", "there is no model file and no bundle 'nope'. Check the path."),
+    ("run nope.onnx --tp 2", "there is no model file and no bundle 'nope.onnx'. Check the path."),
     ("run plain", "'plain' is not a bundle: it has no manifest.json"),
     ("run mlp2 --tp 4", "bundle 'mlp2' is for 2 ranks, --tp asks for 4. Leave --tp out, or split"),
     ("run mlp4 --tp 2", "bundle 'mlp4' is for 4 ranks, --tp asks for 2"),
