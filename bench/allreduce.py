@@ -23,7 +23,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import onnx_ir as ir
 
 from backends import job, registry
 from backends.exec_ort import OrtExecutor
@@ -31,6 +30,7 @@ from backends.launcher import find_launcher
 from backends.rank_main import rank_main
 from bench import history
 from graph.dialect import AllReduce
+from tpcore.measure import made_by_a_segment
 from tpcore.units import human_bytes
 
 SIZES = {4 << 10: 50, 64 << 10: 20, 256 << 10: 10, 1 << 20: 5, 16 << 20: 1}
@@ -80,10 +80,11 @@ def rank() -> int:
     """Measure as one rank; rank 0 prints."""
     rounds, folder = int(sys.argv[2]), Path(sys.argv[3])
     joined = job.join(joining=registry.get("cpu").communicator)
-    calls = dict(_calls(folder, joined))
+    calls, executor = dict(_calls(folder, joined)), OrtExecutor()
     rows = []
     for size, tens in SIZES.items():
-        made, anywhere = _made_by_a_segment(size // 4), np.zeros(size // 4, np.float32)
+        made = executor.to_array(made_by_a_segment(executor, (size // 4,)))
+        anywhere = np.zeros(size // 4, np.float32)
         found: dict[str, list[float]] = {name: [] for name in calls}
         for _ in range(rounds):
             for name, call in calls.items():
@@ -115,16 +116,6 @@ def _calls(folder: Path, joined: job.Job) -> Iterator[tuple[str, Call]]:
         store = f"file://{folder}/gloo"
         dist.init_process_group("gloo", store, rank=joined.rank, world_size=joined.size)
         yield "gloo", lambda operand: dist.all_reduce(torch.from_numpy(operand))
-
-
-def _made_by_a_segment(count: int) -> np.ndarray:
-    """An operand that lies where those of a model do."""
-    x, y = (ir.val(name, ir.DataType.FLOAT, [count]) for name in "xy")
-    node = ir.Node("", "Relu", [x], outputs=[y])
-    graph = ir.Graph([x], [y], nodes=[node], opset_imports={"": 18}, name="made")
-    executor = OrtExecutor()
-    step = executor.prepare(ir.Model(graph, ir_version=10), threads=1)
-    return executor.to_array(step({"x": executor.to_tensor(np.zeros(count, np.float32))})["y"])
 
 
 def _leave_gloo() -> None:

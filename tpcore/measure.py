@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
-from backends.base import Communicator, Executor
+from backends.base import Communicator, Executor, Tensor
 from backends.run import RankProgram
 from tpcore.measure_graphs import BLOCK, activations, chain, collective, exchanges, matmuls
 from tpcore.planner.topology import COLLECTIVES, Rates
@@ -153,5 +153,14 @@ class Bench:
 
     def _exchange(self, kind: ReshardKind, size: int) -> float:
         op, shape = collective(kind, size, self.communicator.size, self.communicator.rank)
-        operand = np.zeros(shape, np.float32)
+        operand = made_by_a_segment(self.executor, shape)
+        if not self.communicator.takes(operand):
+            operand = self.executor.to_array(operand)
         return self.seconds(lambda: self.communicator.run(op, operand), EXCHANGE_REPEATS)
+
+
+def made_by_a_segment(executor: Executor, shape: Sequence[int]) -> Tensor:
+    """A tensor of zeros that lies where the operands of a model's collectives do."""
+    step = executor.prepare(chain(["Add"], shape), threads=1)
+    (made,) = step({"x": executor.to_tensor(np.zeros(shape, np.float32))}).values()
+    return made
