@@ -29,11 +29,15 @@ typedef struct Block {
 _Static_assert(sizeof(Block) == ALIGNMENT, "what follows a head is aligned");
 
 static struct {
-    char *start;
+    char *all; /* that all ranks have */
+    size_t all_bytes;
+    int file;
+    char *start; /* of this rank's; NULL while there is none */
     size_t bytes; /* that there are */
     Block *end;   /* where the blocks end, and with them the memory that has ever been used */
     Block *bins[BINS]; /* free blocks of 2^bin bytes and more */
     char held;
+    int abandoned;
 } heap;
 
 static void lock(void) {
@@ -73,23 +77,42 @@ static Block *find(size_t bytes) {
 }
 
 /* Map `ranks` heaps of so many bytes that lie one behind the other in a file in memory, for as long
- * as the process lives; that of `rank` is the one to allocate from. Their address, or NULL. */
-char *tpcore_heaps_map(int file, int64_t bytes, int64_t rank, int64_t ranks) {
-    if (heap.start != NULL) return NULL;
+ * as the process lives. Their address, or NULL. */
+char *tpcore_heaps_map(int file, int64_t bytes, int64_t ranks) {
     char *all = mmap(NULL, bytes * ranks, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_NORESERVE, file, 0);
     if (all == MAP_FAILED) return NULL;
-#ifdef MADV_DONTFORK
-    madvise(all, bytes * ranks, MADV_DONTFORK); /* a child would write into its parent's */
+#ifdef MADV_DONTDUMP
+    madvise(all, bytes * ranks, MADV_DONTDUMP); /* a core would have every page there might be */
 #endif
-    heap.bytes = bytes;
-    heap.start = all + rank * bytes;
-    heap.end = (Block *)heap.start;
-    heap.end->before = 0;
-    heap.end->taken = 1; /* never joined with */
     return all;
 }
 
+/* Allocate from that of `rank` from now on. */
+void tpcore_heap_use(char *all, int file, int64_t bytes, int64_t rank, int64_t ranks) {
+    heap.all = all;
+    heap.file = file;
+    heap.all_bytes = bytes * ranks;
+    heap.bytes = bytes;
+    heap.end = (Block *)(all + rank * bytes);
+    heap.end->before = 0;
+    heap.end->taken = 1; /* never joined with */
+    heap.start = all + rank * bytes;
+}
+
 int tpcore_heap_exists(void) { return heap.start != NULL; }
+
+/* Neither take from it any more nor give back to it: somebody may still write anywhere in it. */
+void tpcore_heap_abandon(void) { heap.abandoned = 1; }
+
+/* What a child does that has been forked: what it has of its parent's it reads, and what it writes
+ * is its own. */
+void tpcore_heap_forked(void) {
+    if (heap.start == NULL) return;
+    tpcore_heap_abandon();
+    unlock();
+    mmap(heap.all, heap.all_bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_FIXED | MAP_NORESERVE,
+         heap.file, 0);
+}
 
 /* Where in the heap something lies; -1 if elsewhere. */
 int64_t tpcore_heap_offset(const void *place) {
@@ -144,8 +167,10 @@ static void give_back(Block *block) {
     }
 }
 
-/* Memory of this process alone; large pieces in huge pages, where the system has them. */
+/* Memory of this process alone; large pieces in huge pages, where the system has them. NULL if the
+ * system has none. */
 void *tpcore_reserve(size_t bytes) {
+    if (bytes > PTRDIFF_MAX / 2) return NULL;
     size_t all = bytes + sizeof(Block);
     char *made = NULL;
     if (all >= HUGE_PAGE) {
@@ -174,8 +199,9 @@ static void release(Block *block) {
 
 /* Memory of the heap, or of this process where there is no heap or no room in it. */
 void *tpcore_alloc(size_t bytes) {
+    if (heap.start == NULL || heap.abandoned || bytes > heap.bytes) return tpcore_reserve(bytes);
     lock();
-    void *made = heap.start == NULL ? NULL : take(bytes);
+    void *made = take(bytes);
     unlock();
     return made != NULL ? made : tpcore_reserve(bytes);
 }
@@ -184,7 +210,7 @@ void tpcore_free(void *made) {
     if (made == NULL) return;
     if (tpcore_heap_offset(made) < 0) {
         release((Block *)made - 1);
-    } else {
+    } else if (!heap.abandoned) {
         lock();
         give_back((Block *)made - 1);
         unlock();

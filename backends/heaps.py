@@ -43,22 +43,44 @@ def share_heaps(meeting: Communicator) -> Heaps | None:
     """
     ranks = meeting.size
     if ranks not in _agreed:
-        machine = os.sysconf("SC_PHYS_PAGES") * PAGESIZE
-        bytes_each = min(machine, MOST_ADDRESSES // ranks) // PAGESIZE * PAGESIZE
-        _agreed[ranks] = shared(
+        none_yet = not in_use()
+        mapped = shared(
             meeting,
-            lambda: SharedMemory(bytes_each * ranks, sparse=True) if native.path() else None,
-            lambda address: _map(address, bytes_each, meeting.rank, ranks),
+            lambda: _offer(ranks) if none_yet else None,
+            lambda address: _map(address, ranks),
         )
+        _agreed[ranks] = None if mapped is None else _use(*mapped, meeting.rank, ranks)
     return _agreed[ranks]
 
 
-def _map(address: str, bytes_each: int, rank: int, ranks: int) -> Heaps | None:
-    if native.path() is None:
+def _offer(ranks: int) -> SharedMemory | None:
+    machine = os.sysconf("SC_PHYS_PAGES") * PAGESIZE
+    bytes_each = min(machine, MOST_ADDRESSES // ranks) // PAGESIZE * PAGESIZE
+    return SharedMemory(bytes_each * ranks, sparse=True) if native.path() else None
+
+
+def _map(address: str, ranks: int) -> tuple[int, int] | None:
+    """The heaps that a file has, and the file."""
+    from resource import RLIM_INFINITY, RLIMIT_AS, getrlimit  # Windows has none, nor such memory
+
+    limit, _ = getrlimit(RLIMIT_AS)
+    if native.path() is None or limit != RLIM_INFINITY:  # they would take the addresses of others
         return None
     file = open_memory(address)
-    try:
-        start = native.library().tpcore_heaps_map(file, bytes_each, rank, ranks)
-    finally:
-        os.close(file)
-    return Heaps(start, bytes_each) if start else None
+    start = native.library().tpcore_heaps_map(file, _bytes_each(file, ranks), ranks)
+    if start:
+        return start, file
+    os.close(file)
+    return None
+
+
+def _bytes_each(file: int, ranks: int) -> int:
+    """As the rank has it that has made the file: machines may change their size."""
+    return os.fstat(file).st_size // ranks
+
+
+def _use(start: int, file: int, rank: int, ranks: int) -> Heaps:
+    library, bytes_each = native.library(), _bytes_each(file, ranks)
+    library.tpcore_heap_use(start, file, bytes_each, rank, ranks)
+    os.register_at_fork(after_in_child=library.tpcore_heap_forked)
+    return Heaps(start, bytes_each)

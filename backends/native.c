@@ -43,7 +43,7 @@ typedef struct {
 } Link;
 
 /* What native.py must find here: a library of another version of it would be misunderstood. */
-const int64_t tpcore_native_layout = (3 << 16) + sizeof(Link);
+const int64_t tpcore_native_layout = (4 << 16) + sizeof(Link);
 
 static double now(void) {
     struct timespec t;
@@ -93,12 +93,14 @@ static float *slot(const Link *link, int64_t rank, int64_t ahead) {
 
 /* heap.c */
 int tpcore_heap_exists(void);
+void tpcore_heap_abandon(void);
 int64_t tpcore_heap_offset(const void *);
 void *tpcore_alloc(size_t);
 void *tpcore_reserve(size_t);
 void tpcore_free(void *);
 
-enum { OPERAND = 1, TOTAL_AT = 2 }; /* where a rank says what lies where, behind its flag */
+/* What a rank says behind its flag: how much it sums, and where in its heap that is. */
+enum { LENGTH = 1, OPERAND = 2, TOTAL_AT = 3 };
 enum { BLOCK = 4096, MAX_RANKS = 256 };
 
 /* --- AllReduce -------------------------------------------------------------------------------- */
@@ -158,19 +160,25 @@ static void sum_block(const float *const *parts, float *const *totals, int64_t s
     for (int64_t rank = 0; rank < size; rank++) memcpy(totals[rank] + begin, sum, n * sizeof *sum);
 }
 
+/* How a sum has ended. */
+enum { INTERRUPTED = 0, DONE = 1, ELSEWHERE = 2, UNEQUAL = 3 };
+
 /* Every rank sums its share of what lies in all heaps, into all of them: two meetings and no copy.
- * -1 if somebody's operand or result lies elsewhere, after the first; 0 if Ctrl-C has come. */
+ * ELSEWHERE if somebody's operand or result does not, after the first. */
 static int sum_in_heaps(Link *link, const float *operand, float *total, int64_t n) {
     int64_t size = link->size, *said = link->flags + link->rank * link->stride;
     const float *parts[MAX_RANKS];
     float *totals[MAX_RANKS];
+    said[LENGTH] = n;
     said[OPERAND] = tpcore_heap_offset(operand);
     said[TOTAL_AT] = tpcore_heap_offset(total);
-    if (!meet(link)) return 0;
+    if (!meet(link)) return INTERRUPTED;
+    for (int64_t rank = 0; rank < size; rank++)
+        if (link->flags[rank * link->stride + LENGTH] != n) return UNEQUAL;
     for (int64_t rank = 0; rank < size; rank++) {
         const int64_t *place = link->flags + rank * link->stride;
         char *heap = link->heaps + rank * link->heap_bytes;
-        if (place[OPERAND] < 0 || place[TOTAL_AT] < 0) return -1;
+        if (place[OPERAND] < 0 || place[TOTAL_AT] < 0) return ELSEWHERE;
         parts[rank] = (const float *)(heap + place[OPERAND]);
         totals[rank] = (float *)(heap + place[TOTAL_AT]);
     }
@@ -181,27 +189,31 @@ static int sum_in_heaps(Link *link, const float *operand, float *total, int64_t 
         for (; begin < end; begin += BLOCK)
             sum_block(parts, totals, size, begin, end - begin < BLOCK ? end - begin : BLOCK);
     }
-    return meet(link);
+    return meet(link) ? DONE : INTERRUPTED;
 }
 
-/* Sum float32 of all ranks; `total` may be `operand`. 0 if Ctrl-C has come. */
+/* Sum float32 of all ranks; `total` may be `operand`. DONE, INTERRUPTED or UNEQUAL. */
 static int sum(Link *link, const float *operand, float *total, int64_t n) {
     int64_t step = link->chunk_bytes / (int64_t)sizeof *operand;
     int small = n * (int64_t)sizeof *operand <= link->small_bytes;
     if (!small && link->heaps != NULL && link->size <= MAX_RANKS) {
-        int done = sum_in_heaps(link, operand, total, n);
-        link->in_heaps += done == 1;
-        if (done >= 0) return done;
+        int ended = sum_in_heaps(link, operand, total, n);
+        link->in_heaps += ended == DONE;
+        if (ended == INTERRUPTED) tpcore_heap_abandon(); /* others are on their way here */
+        if (ended != ELSEWHERE) return ended;
+    } else {
+        link->flags[link->rank * link->stride + LENGTH] = n; /* for who comes with more */
     }
     int all = link->size == 2 || small;
     for (int64_t begin = 0; begin < n; begin += step) {
         int64_t count = n - begin < step ? n - begin : step;
-        if (!(all ? sum_all : sum_shares)(link, operand + begin, total + begin, count)) return 0;
+        if (!(all ? sum_all : sum_shares)(link, operand + begin, total + begin, count))
+            return INTERRUPTED;
     }
-    return 1;
+    return DONE;
 }
 
-/* The same for Python. */
+/* The same for Python, which has these numbers too. */
 int64_t tpcore_sum(Link *link, const float *operand, float *total, int64_t n) {
     return sum(link, operand, total, n);
 }
@@ -219,7 +231,7 @@ typedef struct {
 } Record;
 
 static void record(char *records, int64_t step, int32_t phase, double when) {
-    if (records == NULL) return;
+    if (records == NULL || step < 0) return;
     int64_t *total = (int64_t *)(records + TOTAL), number = *total;
     Record written = {number, (int32_t)step, phase, *(int64_t *)(records + ENTERED), when};
     memcpy(records + FIRST + sizeof written * (number % RING), &written, sizeof written);
@@ -251,7 +263,9 @@ typedef struct {
     OrtStatus *(*GetTensorTypeAndShape)(const void *, void **);
     void *before_69[69 - 66];
     OrtStatus *(*CreateCpuMemoryInfo)(int, int, void **);
-    void *before_86[86 - 70];
+    void *before_78[78 - 70];
+    OrtStatus *(*GetAllocatorWithDefaultOptions)(struct Allocator **);
+    void *before_86[86 - 79];
     OrtStatus *(*KernelInfoGetAttribute_int64)(const void *, const char *, int64_t *);
     void *before_90[90 - 87];
     OrtStatus *(*KernelContext_GetInput)(const void *, size_t, void **);
@@ -274,7 +288,8 @@ typedef struct {
 typedef struct {
     const Api *api;
     Link *link;
-    int64_t step; /* of this exchange in the flight recorder; segments are before and after it */
+    int64_t step; /* of this exchange in the flight recorder; segments are before and after it. */
+                  /* Far below 0 where it is not to be recorded */
 } Kernel;
 
 static OrtStatus *make_kernel(const struct Op *op, const Api *api, const void *info, void **made) {
@@ -318,10 +333,11 @@ static OrtStatus *compute(void *held, void *context) {
     if (wrong == NULL) wrong = api->GetTensorMutableData(x, &operand);
     if (wrong == NULL) wrong = api->GetTensorMutableData(y, &total);
     if (wrong != NULL) return wrong;
-    if (link->records != NULL) ++*(int64_t *)(link->records + ENTERED);
+    if (link->records != NULL && kernel->step >= 0) ++*(int64_t *)(link->records + ENTERED);
     record(link->records, kernel->step, ENTER, began);
-    if (interrupted(link) || !sum(link, operand, total, count))
-        return api->CreateStatus(FAIL, "it was interrupted");
+    int how = interrupted(link) ? INTERRUPTED : sum(link, operand, total, count);
+    if (how == INTERRUPTED) return api->CreateStatus(FAIL, "it was interrupted");
+    if (how == UNEQUAL) return api->CreateStatus(FAIL, "the ranks sum unequal numbers of values");
     double ended = now();
     record(link->records, kernel->step, LEAVE, ended);
     record(link->records, kernel->step + 1, ENTER, ended);
@@ -407,22 +423,29 @@ typedef struct Allocator {
 } Allocator;
 
 static void *info;
+static Allocator *standard;
 
+/* onnxruntime takes what it is given unseen. Its own allocator raises std::bad_alloc where there is
+ * no memory, and so it does here (the library is built so that exceptions pass). */
+static void *or_raise(void *made) {
+    return made != NULL ? made : standard->Alloc(standard, (size_t)1 << 62);
+}
 static void *allocate(Allocator *allocator, size_t bytes) {
-    return bytes == 0 ? NULL : tpcore_alloc(bytes);
+    return bytes == 0 ? NULL : or_raise(tpcore_alloc(bytes));
 }
 static void *reserve(Allocator *allocator, size_t bytes) {
-    return bytes == 0 ? NULL : tpcore_reserve(bytes);
+    return bytes == 0 ? NULL : or_raise(tpcore_reserve(bytes));
 }
 static void give_back(Allocator *allocator, void *made) { tpcore_free(made); }
 static const void *say_info(const Allocator *allocator) { return info; }
 
-/* Have the sessions of this process that share an allocator take this one, if none had one yet. */
+/* Have the sessions to come of this process that share an allocator take this one. */
 static OrtStatus *register_allocator(const Api *api) {
     static Allocator allocator = {API_VERSION, allocate, give_back, say_info, reserve};
     void *env;
     if (info != NULL) return NULL;
     OrtStatus *wrong = api->CreateCpuMemoryInfo(0, 0, &info); /* of a device, the default kind */
+    if (wrong == NULL) wrong = api->GetAllocatorWithDefaultOptions(&standard);
     if (wrong == NULL) wrong = api->CreateEnv(2, "tpcore", &env); /* it is there, and counted up */
     if (wrong != NULL) return wrong;
     OrtStatus *refused = api->RegisterAllocator(env, &allocator);

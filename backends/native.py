@@ -11,6 +11,7 @@ from __future__ import annotations
 import ctypes
 import os
 import signal
+from contextlib import suppress
 from functools import cache
 from importlib.util import find_spec
 from mmap import mmap
@@ -19,6 +20,7 @@ from typing import TYPE_CHECKING, cast
 import numpy as np
 
 from graph.dialect import AllReduce, Collective
+from graph.errors import ExecutionError
 
 from .segments import Exchange, NativeOp
 from .window import FLAG_STRIDE, NAP_SECONDS, Window, header_bytes
@@ -29,8 +31,13 @@ if TYPE_CHECKING:
 DOMAIN = "tpcore.native"
 """Of the ops in sessions: operand, result of the op before, attributes `link` and `step`."""
 
-_VERSION = 3
+_VERSION = 4
 """Of what native.c and Python share: `Link`, the window's rounds, the flight recorder."""
+_INTERRUPTED, _UNEQUAL = 0, 3
+"""How a sum may end."""
+_SIGNALS_BYTES = 1 << 10
+_UNRECORDED = -(1 << 30)
+"""In place of a node's number in the flight recorder."""
 _POLLS = 20
 """Looks at a flag in the time that Python takes for one."""
 
@@ -76,8 +83,10 @@ def library() -> ctypes.CDLL:
     """The library. Only where there is one."""
     found = ctypes.CDLL(path())
     number, place = ctypes.c_int64, ctypes.c_void_p
-    found.tpcore_heaps_map.argtypes = ctypes.c_int, number, number, number
+    found.tpcore_heaps_map.argtypes = ctypes.c_int, number, number
     found.tpcore_heaps_map.restype = place
+    found.tpcore_heap_use.argtypes = place, ctypes.c_int, number, number, number
+    found.tpcore_heap_use.restype = found.tpcore_heap_forked.restype = None
     found.tpcore_sum.argtypes = place, place, place, number
     found.tpcore_sum.restype = number
     return found
@@ -132,9 +141,18 @@ class Link:
         """Sum float32 of all ranks into `total`, which may be the operand. Both are contiguous."""
         place = _address(total)
         begins = place if total is operand else operand.__array_interface__["data"][0]
-        if not self._sum(self.address, begins, place, operand.size):
+        ended = self._sum(self.address, begins, place, operand.size)
+        if ended == _INTERRUPTED:
             raise KeyboardInterrupt
+        if ended == _UNEQUAL:
+            raise ExecutionError("the ranks sum unequal numbers of values.")
         return total
+
+    def forget_signals(self) -> None:
+        """Python has handled those that came before."""
+        if self._struct.signals >= 0:
+            with suppress(BlockingIOError):
+                os.read(self._struct.signals, _SIGNALS_BYTES)
 
 
 def runs(op: Collective, dtype: str) -> bool:
@@ -142,12 +160,16 @@ def runs(op: Collective, dtype: str) -> bool:
     return isinstance(op, AllReduce) and op.reduce == "sum" and dtype == "FLOAT"
 
 
-def native_op(link: Link, exchange: Exchange, step: int) -> NativeOp | None:
-    """The node that runs a collective and calls itself `step`; None where the library cannot."""
+def native_op(link: Link, exchange: Exchange, step: int | None) -> NativeOp | None:
+    """The node that runs a collective and calls itself `step`, or does not tell where it is.
+
+    None where the library cannot.
+    """
     op = exchange.op
     if not runs(op, exchange.dtype):
         return None
-    return NativeOp(DOMAIN, op.op_type, {"link": link.address, "step": step})
+    number = _UNRECORDED if step is None else step
+    return NativeOp(DOMAIN, op.op_type, {"link": link.address, "step": number})
 
 
 def link_through(

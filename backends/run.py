@@ -60,8 +60,10 @@ class RankProgram:
         """The part of it spent in collectives, waiting for slower ranks included."""
         self._executor = executor
         self._communicator = communicator
-        # Compiled collectives tell a job's recorder where they are, so it must know the places.
-        self._monitor = monitor or getattr(communicator, "recorder", None) or Silent()
+        recorder: Monitor | None = getattr(communicator, "recorder", None)
+        self._monitor = monitor or recorder or Silent()
+        self._is_recorded = self._monitor is recorder
+        """Whether numbers of places are the recorder's, to which compiled collectives speak."""
         exchanges = exchanges_of(model)
         # What an asynchronous exchange waits for is seen only by who reads the results.
         self._first = self._monitor.register(
@@ -82,7 +84,8 @@ class RankProgram:
         """How a segment runs a collective itself, where it can."""
         if self._link is None or not isinstance(self._executor, RunsNative):
             return None
-        return native_op(self._link, exchange, self._first + _number(exchange))
+        place = self._first + _number(exchange)
+        return native_op(self._link, exchange, place if self._is_recorded else None)
 
     def _numbers(self, step: Segment | Exchange) -> tuple[int, int]:
         """What the monitor calls the first and the last place of a step."""
@@ -126,6 +129,8 @@ class RankProgram:
     def _run(self, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
         enter, leave = self._monitor.enter, self._monitor.leave
         values = {**inputs, **self._constants}
+        if self._link is not None:
+            self._link.forget_signals()
         inside = self.seconds_inside
         for step, prepared, first, last in self._steps:
             enter(first)

@@ -27,9 +27,9 @@ def main() -> None:
     assert library.tpcore_heap_offset(elsewhere) == -1, "there is no heap yet"
     file = os.memfd_create("heaps")
     os.ftruncate(file, 2 * HEAP_BYTES)
-    start = library.tpcore_heaps_map(file, HEAP_BYTES, 1, 2)
+    start = library.tpcore_heaps_map(file, HEAP_BYTES, 2)
     assert start and start % PAGESIZE == 0
-    assert not library.tpcore_heaps_map(file, HEAP_BYTES, 1, 2), "there is one already"
+    library.tpcore_heap_use(start, file, HEAP_BYTES, 1, 2)
     library.tpcore_free(elsewhere)
 
     random.seed(int(sys.argv[1]))
@@ -61,10 +61,37 @@ def main() -> None:
         assert own % HEAD_BYTES == 0 and library.tpcore_heap_offset(own) == -1
         ctypes.memset(own, 1, size)
         library.tpcore_free(own)
+    assert library.tpcore_reserve(2**63 - 100) is None and library.tpcore_alloc(2**62) is None
     library.tpcore_free(beyond)
     library.tpcore_free(whole)
     library.tpcore_free(None)
+    _fork(library)
+
+    # Given up, it is as if it were not there.
+    kept = library.tpcore_alloc(1000)
+    ctypes.memset(kept, 7, 1000)
+    library.tpcore_heap_abandon()
+    library.tpcore_free(kept)
+    assert library.tpcore_heap_offset(library.tpcore_alloc(1000)) == -1
+    _expect_kept(kept, 1000, 7)
     print("held")
+
+
+def _fork(library: ctypes.CDLL) -> None:
+    """A child reads what its parent has, lets it go, and writes to a copy."""
+    os.register_at_fork(after_in_child=library.tpcore_heap_forked)
+    taken = library.tpcore_alloc(5000)
+    ctypes.memset(taken, 3, 5000)
+    child = os.fork()
+    if child == 0:
+        _expect_kept(taken, 5000, 3)
+        ctypes.memset(taken, 4, 5000)
+        library.tpcore_free(taken)
+        own = library.tpcore_alloc(5000)
+        os._exit(library.tpcore_heap_offset(own) != -1)
+    assert os.waitpid(child, 0)[1] == 0
+    _expect_kept(taken, 5000, 3)
+    library.tpcore_free(taken)
 
 
 def _expect_kept(place: int, size: int, mark: int) -> None:

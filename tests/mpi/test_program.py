@@ -121,6 +121,50 @@ def test_sums_lie_where_their_operands_lay() -> None:
     assert _link(shared).sums_in_heaps == 3
 
 
+@COMPILED
+def test_ranks_that_sum_unequal_numbers_of_values_are_refused() -> None:
+    """In memory that all reach, one would write behind the other's."""
+    program, shared = _summing()
+    with pytest.raises(ExecutionError, match="unequal numbers of values"):
+        program.run({"x": np.ones(100_000 - RANK, np.float32)})
+    with pytest.raises(ExecutionError, match="unequal numbers of values"):
+        shared.run(AllReduce("tp"), np.ones(100_000 - RANK, np.float32))
+    assert program.run({"x": np.ones(9, np.float32)})["y"].tolist() == [-SIZE] * 9
+
+
+@COMPILED
+def test_memory_that_the_system_refuses_is_an_error() -> None:
+    """onnxruntime does not look at what an allocator gives it."""
+    maker = Maker(np.int64)
+    huge = maker.op("ConstantOfShape", maker.input("x", (1,)))
+    largest = maker.op("ReduceMax", huge, name="y")
+    huge.type = largest.type = ir.TensorType(ir.DataType.FLOAT)
+    program = RankProgram(
+        maker.model([largest]), OrtExecutor(), through_shared_memory(COMMUNICATOR)
+    )
+    with pytest.raises(ExecutionError, match=r"bad_alloc|allocate"):
+        program.run({"x": np.array([1 << 44])})
+
+
+@COMPILED
+def test_a_ctrl_c_that_python_has_handled_does_not_end_the_next_run() -> None:
+    program, _ = _summing()
+    program.run({"x": np.ones(3, np.float32)})
+    with pytest.raises(KeyboardInterrupt):
+        os.kill(os.getpid(), signal.SIGINT)
+        time.sleep(1)
+    assert program.run({"x": np.ones(3, np.float32)})["y"].tolist() == [-SIZE] * 3
+
+
+def _summing() -> tuple[RankProgram, Communicator]:
+    """Ranks that sum what they negate."""
+    maker = Maker()
+    total = maker.collective(AllReduce("tp"), maker.op("Neg", maker.input("x", ("n",))), "sum")
+    shared = through_shared_memory(COMMUNICATOR)
+    model = maker.model([maker.op("Identity", total, name="y")])
+    return RankProgram(model, OrtExecutor(), shared), shared
+
+
 def _link(communicator: Communicator) -> native.Link:
     assert isinstance(communicator, comm_window.WindowCommunicator) and communicator.native
     return communicator.native
