@@ -3,7 +3,8 @@
 Values pass between segments as OrtValues, never copied: what one session returns is fed to the
 next, and a collective works in place on a view of the same buffer. A session has one IOBinding,
 in which all stays bound that can (`ort_binding.py`). Measured with two inputs and two outputs: a
-call takes half of what it takes by name where all stays, and a quarter more where nothing does.
+call takes half of what it takes by name where all stays, and a quarter more where nothing does. So
+a session in which nothing can stay is called by name.
 
 Weights above `INLINE_BYTES` are handed to a session beside a model that only names them:
 - memory-mapped ones are given twice, as external initializers (so that the optimizer can read them)
@@ -157,18 +158,22 @@ class OrtStep:
         interface = (*session.get_inputs(), *session.get_outputs())
         self._has_numbers_only = all(_is_number(value.type) for value in interface)
         passing = [value.name or "" for value in graph.outputs if value.meta.get(PASSES_ON)]
+        may_stay = passing if _may_run_again(graph) else []
+        self._by_name = not may_stay
         self._binding = Binding(
             _C.SessionIOBinding(session._sess),
             _CPU,
             self._inputs,
             self._outputs,
-            may_stay=passing if _may_run_again(graph) else [],
+            may_stay=may_stay,
             nothing=_nothing(),
         )
         self._run = session._sess.run_with_iobinding
+        self._run_by_name = session._sess.run_with_ort_values
 
     def write_into(self, outputs: Mapping[str, Tensor]) -> None:
         """From now on put these outputs into these tensors."""
+        self._by_name = False
         self._binding.write_into(outputs)
 
     def __call__(self, values: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -176,6 +181,10 @@ class OrtStep:
         try:
             if not self._has_numbers_only:
                 return self._run_in_python(values)
+            if self._by_name:
+                given = {name: values[name].value for name in self._inputs}
+                made = self._run_by_name(given, self._outputs, None)
+                return dict(zip(self._outputs, map(OrtTensor, made)))
             binding = self._binding
             binding.bind(values)
             try:

@@ -120,6 +120,7 @@ def _watched(program: Any, run: Callable[[], Any]) -> tuple[Callable[[], Any], A
     for _, step, *_ in program._steps:
         if isinstance(step, OrtStep):
             step._run = _timed(step._run, spent)
+            step._run_by_name = _timed(step._run_by_name, spent)
     figures: dict[str, list[float]] = {"exchange_seconds": [], "ort_seconds": []}
 
     def watched() -> Any:
