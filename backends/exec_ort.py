@@ -95,6 +95,7 @@ class OrtExecutor:
                 session = ort.InferenceSession(contents, options, ["CPUExecutionProvider"])
         except Exception as error:
             raise _explain(error, segment.graph, "load") from error
+        del model, contents
         if weights:
             give_back_freed_memory()
         return OrtStep(session, segment.graph, mapped)

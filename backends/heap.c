@@ -167,34 +167,63 @@ static void give_back(Block *block) {
     }
 }
 
-/* Memory of this process alone; large pieces in huge pages, where the system has them. NULL if the
- * system has none. */
-void *tpcore_reserve(size_t bytes) {
-    if (bytes > PTRDIFF_MAX / 2) return NULL;
-    size_t all = bytes + sizeof(Block);
-    char *made = NULL;
-    if (all >= HUGE_PAGE) {
-        char *found = mmap(NULL, all + HUGE_PAGE, PROT_READ | PROT_WRITE,
-                           MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-        if (found == MAP_FAILED) return NULL;
-        made = (char *)(((uintptr_t)found + HUGE_PAGE - 1) / HUGE_PAGE * HUGE_PAGE);
-        if (made > found) munmap(found, made - found);
-        size_t page = sysconf(_SC_PAGESIZE), used = (all + page - 1) / page * page;
-        munmap(made + used, found + all + HUGE_PAGE - (made + used));
+/* Large pieces outside the heap. They begin at a huge page and leave none of it to a head. */
+static struct {
+    struct Piece { void *start; size_t bytes; } *all;
+    size_t count, room;
+} pieces;
+
+/* So many bytes of whole pages, those in huge pages that can be. NULL if the system has none. */
+static void *map_piece(size_t bytes) {
+    char *found = mmap(NULL, bytes + HUGE_PAGE, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS,
+                       -1, 0);
+    if (found == MAP_FAILED) return NULL;
+    char *start = (char *)(((uintptr_t)found + HUGE_PAGE - 1) / HUGE_PAGE * HUGE_PAGE);
+    if (start > found) munmap(found, start - found);
+    munmap(start + bytes, found + HUGE_PAGE - start);
 #ifdef MADV_HUGEPAGE
-        madvise(made, all / HUGE_PAGE * HUGE_PAGE, MADV_HUGEPAGE);
+    madvise(start, bytes / HUGE_PAGE * HUGE_PAGE, MADV_HUGEPAGE);
 #endif
-    } else if (posix_memalign((void **)&made, ALIGNMENT, all) != 0) {
-        return NULL;
-    }
-    ((Block *)made)->bytes = all;
-    return (Block *)made + 1;
+    return start;
 }
 
-static void release(Block *block) {
-    size_t all = block->bytes;
-    if (all >= HUGE_PAGE) munmap(block, all);
-    else free(block);
+static void *take_piece(size_t bytes) {
+    size_t page = sysconf(_SC_PAGESIZE);
+    struct Piece made = {NULL, (bytes + page - 1) / page * page};
+    lock();
+    if (pieces.count == pieces.room) {
+        size_t room = 2 * pieces.room + 64;
+        struct Piece *grown = realloc(pieces.all, room * sizeof *grown);
+        if (grown != NULL) {
+            pieces.all = grown;
+            pieces.room = room;
+        }
+    }
+    if (pieces.count < pieces.room && (made.start = map_piece(made.bytes)) != NULL)
+        pieces.all[pieces.count++] = made;
+    unlock();
+    return made.start;
+}
+
+/* 0 if it is none of them. */
+static int give_back_piece(void *start) {
+    lock();
+    size_t at = pieces.count;
+    while (at > 0 && pieces.all[at - 1].start != start) at--;
+    if (at > 0) {
+        munmap(start, pieces.all[at - 1].bytes);
+        pieces.all[at - 1] = pieces.all[--pieces.count];
+    }
+    unlock();
+    return at > 0;
+}
+
+/* Memory of this process alone. NULL if the system has none. */
+void *tpcore_reserve(size_t bytes) {
+    void *made = NULL;
+    if (bytes > PTRDIFF_MAX / 2) return NULL;
+    if (bytes >= HUGE_PAGE) return take_piece(bytes);
+    return posix_memalign(&made, ALIGNMENT, bytes) == 0 ? made : NULL;
 }
 
 /* Memory of the heap, or of this process where there is no heap or no room in it. */
@@ -209,7 +238,7 @@ void *tpcore_alloc(size_t bytes) {
 void tpcore_free(void *made) {
     if (made == NULL) return;
     if (tpcore_heap_offset(made) < 0) {
-        release((Block *)made - 1);
+        if (!give_back_piece(made)) free(made);
     } else if (!heap.abandoned) {
         lock();
         give_back((Block *)made - 1);
