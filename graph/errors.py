@@ -5,6 +5,9 @@ A message is one sentence what, one where with the numbers on both sides, one wh
 
 from __future__ import annotations
 
+INTERRUPTED = 130
+"""Exit status of a command that Ctrl-C ended before it had ranks, as shells have it."""
+
 
 class TpcoreError(Exception):
     """Base of all errors meant for the user: the message is complete, a traceback adds nothing."""

@@ -14,7 +14,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -44,13 +44,13 @@ class Bundle:
 
     path: Path
     """Its directory."""
-    manifest: Mapping[str, Any]
+    manifest: Mapping[str, Any] = field(repr=False)
     """Contents of manifest.json."""
     world_size: int
     """Number of ranks it was made for."""
     id: str
     """sha256 that stands for all its contents."""
-    files: Mapping[str, Digest]
+    files: Mapping[str, Digest] = field(repr=False)
     """Digests by file name, the manifest's left out."""
 
     def plan(self) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NoReturn, TypeAlias
 
-from graph.errors import PlanError, TpcoreError
+from graph.errors import INTERRUPTED, PlanError, TpcoreError
 from tpcore import arguments, prompt_arguments
 
 DESCRIPTION = "Split an ONNX model over n ranks by tensor parallelism, run it, prove it equal."
@@ -47,7 +47,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"error: {error}", file=sys.stderr)
         return error.exit_status
     except KeyboardInterrupt:
-        return 130
+        return INTERRUPTED
     except Exception as error:
         text = " ".join(str(error).split())
         print(

@@ -34,7 +34,7 @@ from tpcore.run import (
     write_npz,
 )
 from tpcore.shard import shard, split_model
-from tpcore.target import Target
+from tpcore.target import Target, check_exists
 from tpcore.verify import AS_RUN, Verification, verify
 
 
@@ -73,6 +73,7 @@ def _progress_bar() -> Callable[[int, int], None]:
 
 def inspect_command(args: argparse.Namespace) -> int:
     """`tpcore inspect`."""
+    check_exists(args.target)
     if args.target.is_file():
         split = split_model(args.target, Options(1))
         report, models = dict(split.report), list(split.ranks)

@@ -71,6 +71,9 @@ class InferenceSession:
         asked = backend_options or BackendOptions()
         found = registry.get(backend, asked)
         self._lock = threading.Lock()
+        self._owner = os.getpid()
+        self._ended_by = ""
+        """What has closed it, if not its user."""
         self._backend = backend
         self._sess_options = sess_options or SessionOptions()
         self._target = open_target(Path(path), options)
@@ -79,7 +82,7 @@ class InferenceSession:
             if _needs_ranks(found, self._target)
             else Inside(self._target, found)
         )
-        self._end = weakref.finalize(self, _end, self._runner, os.getpid())
+        self._end = weakref.finalize(self, _end, self._runner, self._owner)
 
     def run(
         self,
@@ -91,8 +94,14 @@ class InferenceSession:
 
         Raises:
             PlanError: an input or output is missing, unknown, or of another type or shape.
-            ExecutionError: a rank failed; the session is closed then.
+            ExecutionError: a rank failed, and the session is closed then, as it is by Ctrl-C (not
+                where all ranks run in this process); or another process has forked this one.
         """
+        if os.getpid() != self._owner:
+            raise ExecutionError(
+                f"the session of '{self._target.name}' belongs to process {self._owner}, which has "
+                "forked this one. Make one here."
+            )
         if run_options is not None:
             check_options(None, run_options, None, None)
         known = [spec.name for spec in self._target.outputs]
@@ -109,12 +118,15 @@ class InferenceSession:
         with self._lock:
             if not self._end.alive:
                 raise ExecutionError(
-                    f"the session of '{self._target.name}' is closed. Make a new one."
+                    f"the session of '{self._target.name}' is closed{self._ended_by}. "
+                    "Make a new one."
                 )
             try:
                 outputs = self._runner.run(inputs, list(dict.fromkeys(names)))
-            except BaseException:
-                self._end()  # the ranks may be anywhere in the graph
+            except BaseException as error:
+                if not isinstance(self._runner, Inside):  # ranks may be anywhere in the graph
+                    self._ended_by = f", since a call of it ended with {_short(error)}"
+                    self._end()
                 raise
         return [outputs[name] for name in names]
 
@@ -208,6 +220,12 @@ class Inside:
 
     def close(self) -> None:
         """Nothing is left to end."""
+
+
+def _short(error: BaseException) -> str:
+    """The kind of an error and the beginning of what it says."""
+    said = str(error).partition(". ")[0].rstrip(".")
+    return f"{type(error).__name__}: {said}" if said else type(error).__name__
 
 
 def _end(runner: Runner, owner: int) -> None:

@@ -44,6 +44,12 @@ class Target:
         return choose_program(self.programs, self.inputs, inputs)
 
 
+def check_exists(path: Path) -> None:
+    """Raise BundleError where there is neither a model file nor a bundle."""
+    if not path.exists():
+        raise BundleError(f"there is no model file and no bundle '{path}'. Check the path.")
+
+
 def open_target(path: Path, options: Options | None) -> Target:
     """Open a bundle, or split a model file in memory when `options` say over how many ranks.
 
@@ -51,8 +57,7 @@ def open_target(path: Path, options: Options | None) -> Target:
         PlanError: a model file without a number of ranks, or a bundle made for another number.
         BundleError, GraphError: the files are not usable.
     """
-    if not path.exists():
-        raise BundleError(f"there is no model file and no bundle '{path}'. Check the path.")
+    check_exists(path)
     if path.is_file():
         if options is None:
             raise PlanError(

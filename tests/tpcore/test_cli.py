@@ -7,8 +7,10 @@ import os
 import re
 import shutil
 import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -28,6 +30,7 @@ from tests.tpcore.command import (
     tpcore_here,
 )
 from tests.tpcore.small_models import INPUTS, decoder, mlp
+from tpcore.__main__ import main as start
 from tpcore.cli import main
 from tpcore.partition import Options
 from tpcore.shard import shard
@@ -189,7 +192,7 @@ BAD_TARGETS = [
     ("run mlp2 --outputs OUT", "outputs cannot be written to '/"),
     ("run mlp2 --outputs OUT", "it is a directory. Choose another path."),
     ("run mlp2 --outputs nope/y.npz", "written to 'nope/y.npz': 'nope' is no directory."),
-    ("inspect nope", "bundle 'nope' does not exist"),
+    ("inspect nope", "there is no model file and no bundle 'nope'"),
     ("inspect plain", "'plain' is not a bundle: it has no manifest.json"),
     ("inspect text.onnx", "'text.onnx' is not an ONNX file"),
     ("verify nope --against mlp.onnx", "bundle 'nope' does not exist"),
@@ -493,3 +496,12 @@ def test_weights_survive_the_way_into_a_bundle(folder: Path, here: Here, tmp_pat
         got = made["y"]
     hidden = np.maximum(X @ weight(8, 16) + weight(16), 0)
     np.testing.assert_allclose(got, hidden @ weight(16, 8) + weight(8), rtol=1e-5, atol=1e-5)
+
+
+def test_ctrl_c_while_modules_load(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Loading(ModuleType):
+        def __getattr__(self, name: str) -> Any:
+            raise KeyboardInterrupt
+
+    monkeypatch.setitem(sys.modules, "tpcore.cli", Loading("tpcore.cli"))
+    assert start() == 130

@@ -23,7 +23,7 @@ from graph.errors import BundleError, ExecutionError, PlanError
 from tests import big_model
 from tests.models import GENAI, model_inputs, model_path, run_reference
 from tests.tpcore.command import ROOT, check_sentence, environment, flip_byte, python_path, save
-from tests.tpcore.small_models import INPUTS, mlp
+from tests.tpcore.small_models import INPUTS, decoder, mlp
 from tests.tpcore.test_faults import LONG, processes_with
 from tests.tpcore.test_run import check_equal
 from tpcore.onnxruntime_names import REFUSED
@@ -223,6 +223,42 @@ def test_wrong_calls_are_refused_and_the_session_goes_on(bundles: Path, backend:
         assert session.run(None, {"x": x})[0].shape[0] == len(x)
     with pytest.raises(ExecutionError, match="is closed. Make a new one."):
         session.run(None, {"x": x})
+
+
+@pytest.mark.parametrize("backend", ["cpu", "simulate"])
+def test_what_fails_inside_the_graph(
+    tmp_path_factory: pytest.TempPathFactory, backend: str
+) -> None:
+    """Ranks may be anywhere in it then, and have to end; in one process nothing has to."""
+    folder = tmp_path_factory.mktemp("fails")
+    save(decoder(), folder / "decoder.onnx")
+    shard(folder / "decoder.onnx", folder / "bundle", Options(2))
+    ids = INPUTS["decoder"]["ids"]
+    with InferenceSession(folder / "bundle", backend=backend) as session:
+        with pytest.raises(ExecutionError, match="out of data bounds"):
+            session.run(None, {"ids": ids + 1000})
+        if backend == "simulate":
+            assert session.run(None, {"ids": ids})[0].shape[:2] == ids.shape
+            return
+        with pytest.raises(ExecutionError, match=r"closed, since a call of it .* rank \d failed"):
+            session.run(None, {"ids": ids})
+
+
+def test_a_session_belongs_to_the_process_that_made_it(bundles: Path) -> None:
+    """A forked one would read its parent's answers."""
+    x = INPUTS["mlp"]["x"]
+    with InferenceSession(bundles / "mlp") as session:
+        (before,) = session.run(None, {"x": x})
+        child = os.fork()
+        if child == 0:
+            try:
+                session.run(None, {"x": x})
+            except ExecutionError as error:
+                os._exit(0 if "has forked this one. Make one here." in str(error) else 1)
+            os._exit(2)
+        assert os.waitpid(child, 0)[1] == 0
+        (after,) = session.run(None, {"x": x})
+    assert after.tobytes() == before.tobytes()
 
 
 def test_what_has_no_effect_is_refused(bundles: Path, monkeypatch: pytest.MonkeyPatch) -> None:
