@@ -119,8 +119,6 @@ class Link:
         )
         self.address = ctypes.addressof(self._struct)
         self._sum = library().tpcore_sum
-        self.has_heaps = heaps is not None
-        """Whether it may find operands where they lie."""
 
     def record_in(self, records: mmap) -> None:
         """Have nodes tell a flight recorder where they are."""
@@ -131,6 +129,11 @@ class Link:
     def seconds(self) -> float:
         """Time spent in nodes so far."""
         return float(self._struct.seconds)
+
+    @property
+    def has_heaps(self) -> bool:
+        """Whether it may find operands where they lie."""
+        return bool(self._struct.heaps)
 
     @property
     def sums_in_heaps(self) -> int:
